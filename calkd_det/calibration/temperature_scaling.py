@@ -1,0 +1,106 @@
+"""Temperature scaling, the teacher's calibrator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from calkd_det.config import check_number
+from calkd_det.errors import ConfigError
+
+_KEY = 'teacher.calibrator.temperature'
+SCHEMA_VERSION = 1
+
+
+class Calibrator(nn.Module):
+    """Turns a detector's class logits into calibrated ones of the same shape, in float32."""
+
+    def prepare(self) -> None:
+        """Reads what :meth:`forward` needs from disk. Called once, when training starts."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class TemperatureScaling(Calibrator):
+    """Divides class logits by a temperature T.
+
+    T > 1 lowers the confidence, T < 1 raises it, the ranking of classes stays. (Guo et al.,
+    `On Calibration of Modern Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2;
+    applied to the teacher before distillation: Kim et al., `The Role of Teacher Calibration in
+    Knowledge Distillation <https://arxiv.org/abs/2508.20224>`_.)
+
+    Args:
+        temperature: T, > 0; or the path of a JSON file that holds a fitted one under
+            ``temperature``. A file is read by :meth:`prepare`, so that a detector can be built
+            and tested where the file is not.
+
+    Raises:
+        ConfigError: T is not a finite number > 0, or neither a number nor a path.
+
+    Example:
+        >>> import torch
+        >>> TemperatureScaling(2.0)(torch.tensor([[2.0, -4.0]]))
+        tensor([[ 1., -2.]])
+    """
+
+    def __init__(self, temperature: float | str | Path = 1.5) -> None:
+        super().__init__()
+        self.path: Path | None = None
+        self._temperature: float | None = None
+        if isinstance(temperature, (str, Path)):
+            self.path = Path(temperature).expanduser()
+        else:
+            self._temperature = check_number(
+                temperature, _KEY, hint='or the path of a JSON file that holds one'
+            )
+
+    @property
+    def temperature(self) -> float:
+        """T; read from the file the first time it is asked for, where there is one."""
+        if self._temperature is None:
+            self._temperature = read_temperature(self.path)
+        return self._temperature
+
+    def prepare(self) -> None:
+        self.temperature  # noqa: B018  reading it is the preparation
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.float() / self.temperature
+
+    def extra_repr(self) -> str:
+        return f'temperature={self._temperature if self.path is None else str(self.path)}'
+
+
+def read_temperature(path: Path) -> float:
+    """Reads ``temperature`` from a calibration file.
+
+    Args:
+        path: A JSON object with ``temperature`` and, optionally, ``schema_version``.
+
+    Raises:
+        ConfigError: The file is missing, no JSON object, of a later schema, or its temperature
+            is not a finite number > 0.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{_KEY}: there is no file '{path}' (from {Path.cwd()}); "
+            'give a number, e.g. 1.5, or the path of a calibration file'
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{_KEY}: cannot read '{path}' as JSON: {error}") from error
+    if not isinstance(content, dict) or 'temperature' not in content:
+        raise ConfigError(f"{_KEY}: '{path}' holds no object with the key 'temperature'")
+    version = content.get('schema_version', SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{_KEY}: '{path}' has schema_version {version!r}, this CalKD-Det reads "
+            f'{SCHEMA_VERSION}: upgrade it, or write the file again'
+        )
+    return check_number(content['temperature'], f"{_KEY}: 'temperature' in '{path}'")

@@ -1,0 +1,113 @@
+"""Reading this project's part of a config: checks that speak of the key, and registry builds."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import numbers
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import Registry
+
+from calkd_det.errors import ConfigError, did_you_mean
+
+
+def config_path(name: str) -> str:
+    """Absolute path of one of this project's config files, for ``_base_`` in a user's own config.
+
+    mmengine's ``_base_ = 'package::file'`` knows a closed list of packages; this does the same
+    for CalKD-Det::
+
+        _base_ = __import__('calkd_det').config_path('faster_rcnn/NAME.py')
+
+    Args:
+        name: The file, relative to ``configs/``, with ``/`` between folders.
+
+    Raises:
+        ConfigError: There is no such config.
+    """
+    package = Path(__file__).resolve().parent
+    roots = [package / '.mim' / 'configs', package.parent / 'configs']
+    root = next((folder for folder in roots if folder.is_dir()), roots[0])
+    path = root / name
+    if not path.is_file():
+        known = [str(p.relative_to(root).as_posix()) for p in root.rglob('*.py')]
+        raise ConfigError(f"CalKD-Det has no config '{name}': {did_you_mean(name, known)}")
+    return str(path)
+
+
+def check_number(value: Any, key: str, *, minimum_open: bool = True, hint: str = '') -> float:
+    """Checks that a config value is a finite number above zero (or, if not open, zero too).
+
+    Args:
+        value: What the config holds.
+        key: Where it stands, as the user writes it, e.g. ``distillation.tau``.
+        minimum_open: Whether zero itself is refused.
+        hint: What else the key takes, e.g. ``or the path of a calibration file``.
+
+    Returns:
+        The value as a ``float``.
+
+    Raises:
+        ConfigError: It is not a number, not finite, or out of range.
+    """
+    wanted = f'a finite number {"> 0" if minimum_open else ">= 0"}{hint and f", {hint}"}'
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConfigError(f'{key} must be {wanted}, but is {value!r} ({type(value).__name__})')
+    value = float(value)
+    if not math.isfinite(value) or value < 0 or (minimum_open and value == 0):
+        raise ConfigError(f'{key} must be {wanted}, but is {value}')
+    return value
+
+
+def check_keys(cfg: Any, key: str, *, known: set[str], required: set[str] = frozenset()) -> None:
+    """Checks that ``cfg`` is a dict whose keys are all known and that lacks none of the required.
+
+    Raises:
+        ConfigError: Naming ``key`` and the offending or missing entry.
+    """
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(f'{key} must be a dict, but is {cfg!r} ({type(cfg).__name__})')
+    for name in cfg:
+        if name not in known:
+            raise ConfigError(f'{key} has no key {name!r}: {did_you_mean(str(name), known)}')
+    for name in sorted(required - set(cfg)):
+        raise ConfigError(f'{key}.{name} is missing')
+
+
+def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
+    """Builds ``cfg`` from a registry, and explains a wrong ``type`` or argument by its key.
+
+    Args:
+        registry: The mmdet registry to build from.
+        cfg: A dict with ``type``. It is not changed.
+        key: Where it stands in the config, e.g. ``distillation``.
+
+    Raises:
+        ConfigError: Not a dict with ``type``, a type nobody registered, an argument that the
+            type does not take or that is missing.
+    """
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(
+            f"{key} must be a dict with a 'type', but is {cfg!r} ({type(cfg).__name__})"
+        )
+    if 'type' not in cfg:
+        raise ConfigError(f"{key}.type is missing: say which class to build, e.g. type='...'")
+    target = cfg['type']
+    cls = registry.get(target) if isinstance(target, str) else target
+    if cls is None:
+        near = did_you_mean(target, registry.module_dict)
+        near = near if near.startswith('did') else 'is the module that registers it imported?'
+        raise ConfigError(f'{key}.type: nothing is registered as {target!r}; {near}')
+    if not callable(cls):
+        raise ConfigError(f'{key}.type must be a class or its name, but is {target!r}')
+    parameters = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        named = {p.name for p in parameters.values() if p.kind is not p.VAR_POSITIONAL}
+        required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+        check_keys(cfg, key, known=named | {'type', '_scope_'}, required=required)
+    # mmdet's builders change the config they are given.
+    return registry.build(copy.deepcopy(dict(cfg)))

@@ -1,0 +1,192 @@
+"""The mixin that makes an mmdet detector a distilled one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.logging import print_log
+from mmengine.visualization import Visualizer
+from torch import Tensor, nn
+
+from calkd_det.config import build_from_config
+from calkd_det.errors import ConfigError
+from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.teachers import FrozenTeacher
+
+
+class DistillationMixin:
+    """Adds a calibrated teacher's loss to the losses of the detector class it is mixed into.
+
+    Put before the mmdet detector among the bases::
+
+        @MODELS.register_module()
+        class CalKDFasterRCNN(DistillationMixin, FasterRCNN): ...
+
+    The detector's modules, state dict and predictions stay those of the plain class. Without
+    ``teacher`` or ``distillation``, or with ``loss_weight=0``, so does its training step.
+
+    Args:
+        teacher: ``dict(config=..., checkpoint=..., calibrator=...)``, see
+            :class:`~calkd_det.teachers.FrozenTeacher`. Loaded when training starts.
+        distillation: Config of a distillation loss, which is logged as ``loss_kd``; or a dict of
+            several by name, logged as ``loss_kd_<name>``.
+
+    Raises:
+        ConfigError: A key is unknown, missing, mistyped or out of range, ``distillation`` comes
+            without ``teacher``, or the detector's head is one that no tap knows.
+    """
+
+    def __init__(
+        self, *args: Any, teacher: dict | None = None, distillation: dict | None = None, **kwargs
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if distillation is not None and teacher is None:
+            raise ConfigError(
+                'model.distillation is set, but model.teacher is not: add '
+                "teacher=dict(config=..., checkpoint=...), or 'distillation=None' for the plain "
+                'student'
+            )
+        self.teacher = None if teacher is None else FrozenTeacher.from_config(teacher)
+        self.distillation = _build_losses(distillation)
+        self._check_activation()
+
+    def init_weights(self) -> None:
+        """Initialises the student as the plain detector does, then loads the teacher."""
+        super().init_weights()
+        if self.distilling:
+            self._build_teacher()
+
+    @property
+    def distilling(self) -> bool:
+        """Whether a step calls the teacher."""
+        return any(loss.loss_weight != 0 for loss in self.distillation.values())
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any) -> dict:
+        """The plain detector's losses, and those of distillation.
+
+        Args:
+            batch_inputs: Normalised images, float, shape (B, 3, H, W).
+            batch_data_samples: Annotations and meta information of each image.
+
+        Returns:
+            Losses by name, and diagnostics under names without ``loss``.
+        """
+        if not self.distilling:
+            return super().loss(batch_inputs, batch_data_samples, **kwargs)
+        if self.teacher.network is None:
+            self._build_teacher()
+        with find_tap(self, 'model').record(self) as samples:
+            losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
+        shapes = [data_sample.img_shape[:2] for data_sample in batch_data_samples]
+        losses.update(self._distill(batch_inputs, shapes, samples))
+        return losses
+
+    def _distill(
+        self,
+        images: Tensor,
+        image_shapes: Sequence[tuple[int, int]],
+        samples: Sequence[ClassifierSamples],
+    ) -> dict[str, Tensor]:
+        logs: dict[str, Tensor] = {}
+        answers = self.teacher(images, image_shapes, samples)
+        for group, teacher_logits in zip(samples, answers):
+            prefix = f'{group.name}.' if group.name else ''
+            for name, loss in self.distillation.items():
+                if loss.loss_weight != 0:
+                    logs[prefix + name] = loss(
+                        group.logits, teacher_logits, group.labels, group.weights
+                    )
+            logs.update(
+                {prefix + name: value for name, value in diagnose(group, teacher_logits).items()}
+            )
+        return logs
+
+    def _build_teacher(self) -> None:
+        self.teacher.build(self, self._class_names())
+
+    def _class_names(self) -> tuple[str, ...] | None:
+        """The student's class names: its own ``dataset_meta``, or what the Runner trains on."""
+        meta = getattr(self, 'dataset_meta', None)
+        if meta is None:
+            try:
+                # The train loop leaves the data set's meta information with the visualizer
+                # before the weights are initialised; a model is handed nothing of the Runner.
+                meta = getattr(Visualizer.get_current_instance(), 'dataset_meta', None)
+            except RuntimeError:
+                meta = None
+        classes = (meta or {}).get('classes')
+        return tuple(classes) if classes is not None else None
+
+    def _check_activation(self) -> None:
+        if not self.distillation:
+            return
+        activation = find_tap(self, 'model').activation(self)
+        for loss in self.distillation.values():
+            if loss.activation != activation:
+                raise ConfigError(
+                    f'model.distillation: {type(loss).__name__} compares {loss.activation} '
+                    f'scores, but the student classifies by {activation}'
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        # .to, .cuda, .half and the same calls on a parent all end here.
+        super()._apply(fn, *args, **kwargs)
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return self
+
+
+@torch.no_grad()
+def diagnose(samples: ClassifierSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
+    """What the log tells of the teacher besides the loss; no value leaves the device here.
+
+    Args:
+        samples: N samples of the student.
+        teacher_logits: Calibrated, shape (N, K).
+
+    Returns:
+        Scalars: the teacher's mean confidence, its accuracy against the assigned labels, and
+        the share of samples on which it agrees with the student. Zero where N is 0.
+    """
+    confidence, prediction = teacher_logits.softmax(dim=1).max(dim=1)
+    count = max(len(samples), 1)
+    return {
+        'teacher_confidence': confidence.sum() / count,
+        'teacher_accuracy': (prediction == samples.labels).sum() / count,
+        'teacher_agreement': (prediction == samples.logits.argmax(dim=1)).sum() / count,
+    }
+
+
+def _build_losses(cfg: Any) -> dict[str, nn.Module]:
+    """Builds one loss, or a dict of several, under the names they are logged by."""
+    if cfg is None:
+        return {}
+    key = 'model.distillation'
+    several = isinstance(cfg, Mapping) and 'type' not in cfg
+    if several and not (cfg and all(isinstance(value, Mapping) for value in cfg.values())):
+        raise ConfigError(
+            f"{key} must be the config of a loss, dict(type='KDLoss', ...), or a dict of several "
+            f'by name, but is {dict(cfg)!r}'
+        )
+    cfgs = (
+        {f'loss_kd_{name}': (value, f'{key}.{name}') for name, value in cfg.items()}
+        if several
+        else {'loss_kd': (cfg, key)}
+    )
+    losses = {name: build_from_config(MODELS, loss, where) for name, (loss, where) in cfgs.items()}
+    for (_, where), loss in zip(cfgs.values(), losses.values()):
+        if not (hasattr(loss, 'activation') and hasattr(loss, 'loss_weight')):
+            raise ConfigError(
+                f'{where}.type must be a distillation loss such as KDLoss, but is '
+                f'{type(loss).__name__}'
+            )
+    if all(loss.loss_weight == 0 for loss in losses.values()):
+        print_log(
+            f'{key}.loss_weight is 0: no teacher is loaded, the student trains alone.',
+            logger='current',
+        )
+    return losses

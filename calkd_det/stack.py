@@ -1,0 +1,29 @@
+"""Checks that the OpenMMLab stack is there, before anything else is imported."""
+
+from __future__ import annotations
+
+import importlib
+
+# Not in install_requires: the maintained forks install the same modules under other
+# distribution names, and pip would lay one stack over the other.
+_NEEDED = ('torch', 'mmengine', 'mmcv', 'mmcv.ops', 'mmdet')
+
+
+def check_stack() -> None:
+    """Imports each library that CalKD-Det stands on.
+
+    Raises:
+        ImportError: One is missing or broken; the message says which and what to install.
+    """
+    for module in _NEEDED:
+        try:
+            importlib.import_module(module)
+        except (ImportError, AssertionError) as error:  # mmdet asserts on mmcv's version
+            hint = (
+                'mmcv was built without its operators (mmcv-lite, or MMCV_WITH_OPS=0): '
+                'install the full mmcv'
+                if module == 'mmcv.ops'
+                else 'install torch, mmengine, mmcv (>=2.0, <2.2) and mmdet (>=3.0) first; '
+                'the README lists versions that are tested together'
+            )
+            raise ImportError(f"CalKD-Det cannot import '{module}' ({error}): {hint}") from error

@@ -1,0 +1,55 @@
+"""What a tap is: how to read a head's classifier, and how to put the same question to another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from calkd_det.taps.samples import Activation, ClassifierSamples
+
+
+class Tap(ABC):
+    """Knows one family of heads, and no detector in particular: every method is given one."""
+
+    @abstractmethod
+    def supports(self, detector: nn.Module) -> bool:
+        """Whether the detector's head is of this family."""
+
+    @abstractmethod
+    def num_classes(self, detector: nn.Module) -> int:
+        """The number of foreground classes C of the detector's classifier."""
+
+    @abstractmethod
+    def activation(self, detector: nn.Module) -> Activation:
+        """How the detector's head turns class logits into scores."""
+
+    @abstractmethod
+    def record(self, detector: nn.Module) -> AbstractContextManager[list[ClassifierSamples]]:
+        """Records what the classifier sees while the detector computes its loss.
+
+        Returns:
+            A context manager. It gives a list that is empty inside the block, and on leaving it
+            holds one :class:`ClassifierSamples` for each classifier. Nothing stays behind on
+            the detector.
+        """
+
+    @abstractmethod
+    def keep_classifier(self, detector: nn.Module) -> None:
+        """Removes, in place, every part of a frozen detector that :meth:`classify` does not run."""
+
+    @abstractmethod
+    def classify(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
+    ) -> Tensor:
+        """Class logits that a detector gives to another one's samples.
+
+        Args:
+            detector: The detector that answers.
+            feats: Its feature maps of the same batch, each (B, D, H, W).
+            samples: Whose ``locations`` and ``name`` say what is asked.
+
+        Returns:
+            Logits, shape (N, C' + 1) or (N, C') with the C' classes of ``detector``.
+        """

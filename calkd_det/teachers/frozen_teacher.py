@@ -1,0 +1,229 @@
+"""The teacher: built when training starts, frozen, and no part of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from calkd_det.calibration import Calibrator
+from calkd_det.config import build_from_config, check_keys
+from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.taps import ClassifierSamples, Tap, find_tap
+from calkd_det.teachers.checkpoint import load_weights
+from calkd_det.teachers.class_map import match_classes
+from calkd_det.teachers.folding import fold_batchnorm
+from calkd_det.teachers.input_map import match_inputs
+from calkd_det.teachers.source import CONFIG_KEY, TeacherSource, check_source, read_source
+
+
+class TeacherNetwork(nn.Module):
+    """A frozen detector that classifies another detector's samples.
+
+    Args:
+        detector: The teacher's detector, its weights loaded.
+        tap: Knows its head.
+        calibrator: Applied to its logits.
+        input_map: From the student's normalised images to the teacher's.
+        class_map: From the teacher's classes to the student's; None where they are the same.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        tap: Tap,
+        calibrator: Calibrator,
+        input_map: nn.Module,
+        class_map: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        detector = revert_sync_batchnorm(detector).eval()
+        tap.keep_classifier(detector)
+        self.detector = fold_batchnorm(detector)
+        self.tap = tap
+        self.calibrator = calibrator
+        self.input_map = input_map
+        self.class_map = class_map
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        images: Tensor,
+        image_shapes: Sequence[tuple[int, int]],
+        samples: Sequence[ClassifierSamples],
+    ) -> list[Tensor]:
+        """Classifies samples.
+
+        Args:
+            images: The student's normalised batch, shape (B, 3, H, W).
+            image_shapes: Height and width in pixels of each image, without its padding.
+            samples: What the student's classifiers saw.
+
+        Returns:
+            For each entry of ``samples`` the calibrated logits over the student's classes,
+            float32, of the shape of its ``logits``.
+        """
+        feats = self.detector.extract_feat(self.input_map(images, image_shapes))
+        answers = []
+        for group in samples:
+            logits = self.calibrator(self.tap.classify(self.detector, feats, group))
+            answers.append(logits if self.class_map is None else self.class_map(logits))
+        return answers
+
+
+class FrozenTeacher:
+    """Holds what a config says of a teacher, and the network once :meth:`build` has made it.
+
+    It is no ``nn.Module``, so that the student that holds it has neither its weights nor its
+    mode: nothing of it is in the student's state dict, optimizer, gradient clipping, EMA or
+    DDP buckets. A deep copy is the same teacher, a pickled one has lost its network.
+
+    Args:
+        config: Path of an mmdet config, ``mmdet::FAMILY/NAME.py``, or a dict.
+        checkpoint: Path or URL; None for the one that the model zoo lists for ``config``.
+        calibrator: Config of a :class:`~calkd_det.calibration.Calibrator`; None for
+            ``TemperatureScaling(temperature=1.5)``.
+
+    Raises:
+        ConfigError: A value is of the wrong type or contradicts another. No file is read.
+    """
+
+    def __init__(
+        self,
+        config: str | dict,
+        checkpoint: str | None = None,
+        calibrator: dict | None = None,
+    ) -> None:
+        check_source(config, checkpoint)
+        self.config = config
+        self.checkpoint = checkpoint
+        if calibrator is None:
+            calibrator = dict(type='TemperatureScaling')
+        self.calibrator = build_from_config(MODELS, calibrator, 'model.teacher.calibrator')
+        if not isinstance(self.calibrator, Calibrator):
+            raise ConfigError(
+                'model.teacher.calibrator.type must be a Calibrator such as TemperatureScaling, '
+                f'but is {type(self.calibrator).__name__}'
+            )
+        self.network: TeacherNetwork | None = None
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> FrozenTeacher:
+        """Builds the holder from the ``teacher`` dict of a model's config.
+
+        Raises:
+            ConfigError: An unknown or missing key, or see the constructor.
+        """
+        known = {'config', 'checkpoint', 'calibrator'}
+        check_keys(cfg, 'model.teacher', known=known, required={'config'})
+        return cls(**cfg)
+
+    def build(self, student: nn.Module, student_classes: Sequence[str] | None = None) -> None:
+        """Reads config and weights and makes the network fit the student.
+
+        The state of torch's random number generator is kept, so that a distilled student gets
+        the initial weights and the sampling that the plain one would.
+
+        Args:
+            student: The detector that will be distilled; it says where the network is to live.
+            student_classes: Its class names, None if unknown.
+
+        Raises:
+            TeacherError: Config or checkpoint cannot be read or do not fit each other.
+            ConfigError: Head, classes or normalisation do not fit the student, or the
+                calibrator's file cannot be read.
+        """
+        self.calibrator.prepare()
+        source = read_source(self.config, self.checkpoint)
+        with torch.random.fork_rng(devices=[]):
+            detector = _build_detector(source)
+        tap = find_tap(detector, CONFIG_KEY)
+        student_tap = find_tap(student, 'model')
+        if tap.activation(detector) != student_tap.activation(student):
+            raise ConfigError(
+                f'{CONFIG_KEY}: the teacher classifies by {tap.activation(detector)}, the '
+                f'student by {student_tap.activation(student)}: their logits cannot be compared'
+            )
+        stored_classes = load_weights(detector, source.checkpoint)
+        teacher_classes = stored_classes or source.classes
+        num_classes = student_tap.num_classes(student), tap.num_classes(detector)
+        class_map = match_classes(student_classes, teacher_classes, *num_classes)
+        network = TeacherNetwork(
+            detector,
+            tap,
+            self.calibrator,
+            match_inputs(student.data_preprocessor, detector.data_preprocessor),
+            class_map,
+        )
+        self.network = network.to(next(student.parameters()).device)
+        self._log(source, student_classes, teacher_classes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follows the student to another device or precision."""
+        if self.network is not None:
+            self.network._apply(fn)
+
+    def __call__(
+        self,
+        images: Tensor,
+        image_shapes: Sequence[tuple[int, int]],
+        samples: Sequence[ClassifierSamples],
+    ) -> list[Tensor]:
+        """See :meth:`TeacherNetwork.forward`."""
+        return self.network(images, image_shapes, samples)
+
+    def __deepcopy__(self, memo: dict) -> FrozenTeacher:
+        return self
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, 'network': None}
+
+    def _log(
+        self,
+        source: TeacherSource,
+        student_classes: Sequence[str] | None,
+        teacher_classes: Sequence[str] | None,
+    ) -> None:
+        class_map = self.network.class_map
+        if class_map is not None:
+            classes = (
+                f'{len(class_map.columns)} classes matched by name, '
+                f'{len(class_map.background) - 1} of its own count as background'
+            )
+        elif student_classes is None or teacher_classes is None:
+            who = 'the student' if student_classes is None else 'the teacher'
+            print_log(
+                f'The class names of {who} are unknown: teacher and student are taken to have '
+                'the same classes in the same order.',
+                logger='current',
+                level=30,
+            )
+            classes = 'classes not compared by name'
+        else:
+            classes = f'the same {len(teacher_classes)} classes as the student'
+        inputs = self.network.input_map
+        print_log(
+            f'Teacher: {type(self.network.detector).__name__} with the weights of '
+            f'{source.checkpoint}, {self.calibrator}; {classes}; images '
+            f'{"re-normalised for it" if inputs.renormalise else "normalised alike"}.',
+            logger='current',
+        )
+
+
+def _build_detector(source: TeacherSource) -> nn.Module:
+    try:
+        # mmdet's own classes are meant, whatever scope the student's config works in.
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            return MODELS.build(source.model)
+    # Whatever mmdet raises on a wrong model config, the user must be told whose it is.
+    except Exception as error:
+        raise TeacherError(
+            f'{CONFIG_KEY}: mmdet cannot build this detector ({type(error).__name__}: {error})'
+        ) from error

@@ -1,0 +1,119 @@
+"""Where a teacher comes from: its config, and the checkpoint that belongs to it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+
+from calkd_det.errors import ConfigError, TeacherError
+
+CONFIG_KEY = 'model.teacher.config'
+CHECKPOINT_KEY = 'model.teacher.checkpoint'
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A teacher as its config tells it.
+
+    Attributes:
+        model: The detector's config, ready for ``MODELS.build``.
+        checkpoint: Path or URL of its weights.
+        classes: The class names of the config's training data, None where it names no data.
+    """
+
+    model: ConfigDict
+    checkpoint: str
+    classes: tuple[str, ...] | None
+
+
+def check_source(config: Any, checkpoint: Any) -> None:
+    """Checks, without touching any file, that config and checkpoint can belong to a teacher.
+
+    Raises:
+        ConfigError: Wrong types, or no checkpoint for a config that no model zoo lists.
+    """
+    if not isinstance(config, (str, Mapping)) or not config:
+        raise ConfigError(
+            f"{CONFIG_KEY} must be the path of an mmdet config, 'mmdet::FAMILY/NAME.py' or a "
+            f'dict, but is {config!r} ({type(config).__name__})'
+        )
+    if isinstance(config, Mapping) and 'model' not in config and 'type' not in config:
+        raise ConfigError(
+            f"{CONFIG_KEY}: a dict must be a whole config with 'model', or the model itself with "
+            f"'type', but has the keys {sorted(config)}"
+        )
+    if checkpoint is None:
+        if not (isinstance(config, str) and '::' in config):
+            raise ConfigError(
+                f'{CHECKPOINT_KEY} is None, which means the checkpoint of the model zoo: that '
+                f"needs {CONFIG_KEY}='mmdet::...'; for a config of your own give the path or URL "
+                'of the checkpoint'
+            )
+    elif not isinstance(checkpoint, str) or not checkpoint:
+        raise ConfigError(
+            f'{CHECKPOINT_KEY} must be a path, a URL or None, but is {checkpoint!r} '
+            f'({type(checkpoint).__name__})'
+        )
+
+
+def read_source(config: str | Mapping, checkpoint: str | None) -> TeacherSource:
+    """Reads the teacher's config and finds its checkpoint; loads no weights.
+
+    Args:
+        config: Path, ``mmdet::FAMILY/NAME.py``, a whole config as a dict, or the dict of the
+            model alone.
+        checkpoint: Path or URL; None for the one that the model zoo lists for ``config``.
+
+    Raises:
+        ConfigError: See :func:`check_source`.
+        TeacherError: The config cannot be read, or the zoo lists no checkpoint for it.
+    """
+    check_source(config, checkpoint)
+    cfg = _read_config(config, zoo=checkpoint is None)
+    model = copy.deepcopy(cfg.get('model', cfg))
+    if 'data_preprocessor' in cfg:
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    return TeacherSource(
+        model=model,
+        checkpoint=checkpoint or cfg.model_path,
+        classes=_dataset_classes(cfg.get('train_dataloader', {}).get('dataset')),
+    )
+
+
+def _read_config(config: str | Mapping, *, zoo: bool) -> Config | ConfigDict:
+    if isinstance(config, Mapping):
+        return ConfigDict(copy.deepcopy(dict(config)))
+    try:
+        if '::' in config:
+            return get_config(config, pretrained=zoo)
+        return Config.fromfile(config)
+    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
+    except Exception as error:
+        what = 'find this config and its checkpoint in the model zoo' if zoo else 'read'
+        raise TeacherError(
+            f"{CONFIG_KEY}: cannot {what}: '{config}' ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _dataset_classes(dataset: Any) -> tuple[str, ...] | None:
+    """The class names of a dataset's config, through wrappers such as ``RepeatDataset``."""
+    from mmdet.registry import DATASETS
+
+    if not isinstance(dataset, Mapping):
+        return None
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None and 'dataset' in dataset:
+        return _dataset_classes(dataset['dataset'])
+    if classes is None and isinstance(dataset.get('datasets'), (list, tuple)):
+        return _dataset_classes(next(iter(dataset['datasets']), None))
+    if classes is None and isinstance(dataset.get('type'), str):
+        cls = DATASETS.get(dataset['type'])
+        classes = getattr(cls, 'METAINFO', {}).get('classes')
+    if isinstance(classes, str):  # mmdet takes the name of one class, too
+        classes = (classes,)
+    return tuple(classes) if classes is not None else None

@@ -1,0 +1,66 @@
+"""Packaging. The backend and the settings of all tools are in pyproject.toml."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+
+
+class BuildWithMim(build_py):
+    """Puts configs and tools into the package's ``.mim`` folder, where OpenMMLab looks for them.
+
+    A wheel gets copies; an editable install gets links, so that an edit is seen at once.
+    """
+
+    def run(self) -> None:
+        super().run()
+        package = ROOT / 'calkd_det' if self.editable_mode else Path(self.build_lib, 'calkd_det')
+        mim = package / '.mim'
+        mim.mkdir(parents=True, exist_ok=True)
+        for name in MIM_CONTENT:
+            source, target = ROOT / name, mim / name
+            if target.is_symlink() or target.is_file():
+                target.unlink()
+            elif target.is_dir():
+                shutil.rmtree(target)
+            if self.editable_mode:
+                target.symlink_to(Path('..', '..', name))
+            elif source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy2(source, target)
+
+
+setup(
+    name='calkd-det',
+    version=runpy.run_path(str(ROOT / 'calkd_det' / 'version.py'))['__version__'],
+    description='Knowledge distillation from calibrated teachers for MMDetection',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    keywords='object detection, knowledge distillation, calibration, MMDetection',
+    classifiers=[
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    python_requires='>=3.9',
+    packages=find_packages(include=['calkd_det', 'calkd_det.*']),
+    cmdclass={'build_py': BuildWithMim},
+    # torch, mmengine, mmcv and mmdet are checked at import instead: they also come under
+    # other distribution names, and pip would install one stack over the other.
+    install_requires=[],
+    extras_require={
+        'mmdet': ['torch>=2.0', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
+        'mini-data': ['scikit-learn', 'tqdm', 'matplotlib'],
+        'tests': ['pytest', 'torchmetrics', 'build', 'ruff'],
+        'docs': ['mkdocs'],
+    },
+    zip_safe=False,
+)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
+from mmengine.visualization import Visualizer
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import helpers
+
+import calkd_det  # noqa: F401
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _mmdet() -> None:
+    register_all_modules(init_default_scope=True)
+    torch.set_num_threads(1)
+    logging.getLogger('mmengine').setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    warnings.filterwarnings('ignore', category=UserWarning, module='mmdet|mmengine|torch')
+
+
+@pytest.fixture(autouse=True)
+def _no_visualizer() -> None:
+    """A Runner of an earlier test must not lend its class names to a later one."""
+    Visualizer._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def teacher_config() -> ConfigDict:
+    """A teacher twice as wide as the student."""
+    return helpers.detector_config(base_channels=16)
+
+
+@pytest.fixture(scope='session')
+def teacher(
+    teacher_config: ConfigDict, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[nn.Module, Path]:
+    """The plain teacher in eval mode, and its checkpoint."""
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    return helpers.save_teacher(path, teacher_config), path

@@ -1,0 +1,137 @@
+"""Small detectors and batches that the tests share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+CLASSES = ('cat', 'dog', 'bird')
+
+
+def detector_config(
+    type: str = 'FasterRCNN',
+    *,
+    num_classes: int = len(CLASSES),
+    base_channels: int = 8,
+    depth: int = 18,
+    **extra: Any,
+) -> ConfigDict:
+    """mmdet's Faster R-CNN with every size turned down; ``extra`` goes into the model's dict."""
+    cfg = get_config('mmdet::_base_/models/faster-rcnn_r50_fpn.py')
+    model = cfg.model
+    model.type = type
+    expansion = 1 if depth < 50 else 4
+    model.backbone.merge_from = None
+    del model.backbone['merge_from']
+    model.backbone.update(depth=depth, base_channels=base_channels, init_cfg=None, frozen_stages=-1)
+    widths = [base_channels * 2**i * expansion for i in range(4)]
+    model.neck.update(in_channels=widths, out_channels=16)
+    model.rpn_head.update(in_channels=16, feat_channels=16)
+    model.roi_head.bbox_roi_extractor.out_channels = 16
+    model.roi_head.bbox_roi_extractor.roi_layer.sampling_ratio = 2
+    model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=num_classes)
+    model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
+    model.train_cfg.rcnn.sampler.num = 32
+    model.update(extra)
+    return model
+
+
+def build(cfg: ConfigDict, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MODELS.build(copy.deepcopy(cfg))
+
+
+def randomise_batchnorm(detector: nn.Module, seed: int = 7) -> None:
+    """Gives BatchNorm statistics and weights that folding has to get right."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+
+
+def sharpen_classifier(detector: nn.Module, seed: int = 3) -> None:
+    """Gives class logits a spread: mmdet's initial ones are all but equal."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = detector.roi_head.bbox_head.fc_cls.weight.data
+    weight.copy_(torch.randn(weight.shape, generator=generator))
+
+
+def save_teacher(
+    path: Path,
+    cfg: ConfigDict,
+    *,
+    classes: Sequence[str] | None = CLASSES,
+    seed: int = 1,
+) -> nn.Module:
+    """Builds a teacher, writes a published-style checkpoint of it and returns it in eval mode."""
+    teacher = build(cfg, seed)
+    randomise_batchnorm(teacher)
+    sharpen_classifier(teacher)
+    meta = {} if classes is None else {'dataset_meta': {'classes': tuple(classes)}}
+    torch.save({'meta': meta, 'state_dict': teacher.state_dict()}, path)
+    return teacher.eval()
+
+
+def batch(
+    sizes: Sequence[tuple[int, int]] = ((64, 96), (96, 80)),
+    num_boxes: int = 3,
+    num_classes: int = len(CLASSES),
+    seed: int = 0,
+) -> dict[str, list]:
+    """A batch as a data loader gives it: uint8 images and annotated data samples."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, data_samples = [], []
+    for height, width in sizes:
+        inputs.append(
+            torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        )
+        corner = torch.rand(num_boxes, 2, generator=generator) * torch.tensor(
+            [width / 2, height / 2]
+        )
+        size = torch.rand(num_boxes, 2, generator=generator) * 24 + 12
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0)
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([corner, corner + size], dim=1),
+            labels=torch.randint(0, num_classes, (num_boxes,), generator=generator),
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
+        data_samples.append(sample)
+    return dict(inputs=inputs, data_samples=data_samples)
+
+
+def loss(detector: nn.Module, data: dict[str, list]) -> dict[str, Tensor]:
+    """The losses of one training step, without the update."""
+    data = detector.data_preprocessor(copy.deepcopy(data), True)
+    return detector(**data, mode='loss')
+
+
+def distilled_config(teacher: ConfigDict, checkpoint: Path, **changes: Any) -> ConfigDict:
+    """The small student with a teacher; ``changes`` override ``teacher`` or ``distillation``."""
+    extra = dict(
+        teacher=dict(
+            config=Config(dict(model=teacher))._cfg_dict.to_dict(), checkpoint=str(checkpoint)
+        ),
+        distillation=dict(type='KDLoss', tau=1.0, loss_weight=1.0),
+    )
+    for key, value in changes.items():
+        extra[key] = {**extra[key], **value} if isinstance(value, dict) else value
+    return detector_config('CalKDFasterRCNN', **extra)
