@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -62,11 +62,21 @@ def randomise_batchnorm(detector: nn.Module, seed: int = 7) -> None:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
 
 
+@torch.no_grad()
 def sharpen_classifier(detector: nn.Module, seed: int = 3) -> None:
-    """Gives class logits a spread: mmdet's initial ones are all but equal."""
+    """Gives class logits a spread over the RoIs of a batch: mmdet's initial ones are alike."""
+    fc_cls = detector.roi_head.bbox_head.fc_cls
     generator = torch.Generator().manual_seed(seed)
-    weight = detector.roi_head.bbox_head.fc_cls.weight.data
-    weight.copy_(torch.randn(weight.shape, generator=generator))
+    fc_cls.weight.copy_(torch.randn(fc_cls.weight.shape, generator=generator))
+    seen: list[Tensor] = []
+    handle = fc_cls.register_forward_hook(lambda module, args, output: seen.append(output))
+    training = detector.training
+    detector.eval().test_step(batch())
+    detector.train(training)
+    handle.remove()
+    scale = 3 / seen[0].std(dim=0).mean()
+    fc_cls.weight.mul_(scale)
+    fc_cls.bias.copy_(-scale * (seen[0] - fc_cls.bias).mean(dim=0))
 
 
 def save_teacher(
@@ -124,12 +134,10 @@ def loss(detector: nn.Module, data: dict[str, list]) -> dict[str, Tensor]:
     return detector(**data, mode='loss')
 
 
-def distilled_config(teacher: ConfigDict, checkpoint: Path, **changes: Any) -> ConfigDict:
+def distilled_config(teacher_model: ConfigDict, checkpoint: Path, **changes: Any) -> ConfigDict:
     """The small student with a teacher; ``changes`` override ``teacher`` or ``distillation``."""
     extra = dict(
-        teacher=dict(
-            config=Config(dict(model=teacher))._cfg_dict.to_dict(), checkpoint=str(checkpoint)
-        ),
+        teacher=dict(config=dict(model=teacher_model.to_dict()), checkpoint=str(checkpoint)),
         distillation=dict(type='KDLoss', tau=1.0, loss_weight=1.0),
     )
     for key, value in changes.items():

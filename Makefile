@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Both create the environment they need in .venv (about ten minutes on two cores the first time,
+# nearly all of it mmcv's operators being compiled).
+PYTHON ?= python3.11
+# Another build of torch, e.g. for your CUDA: make demo TORCH="torch==2.13.0 --index-url URL"
+TORCH ?= torch==2.13.0
+MMCV ?= mmcv==2.1.0
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint format env clean
+
+help:
+	@echo 'make demo   train teacher, student, KD and CalKD on the embedded data; report in work_dirs/demo'
+	@echo 'make test   lint and run every test'
+	@echo 'make env    only create the environment in $(VENV)'
+	@echo 'make clean  remove the environment and all that was trained'
+
+demo: $(READY)
+	$(VENV)/bin/python tools/demo.py
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+env: $(READY)
+
+$(READY): requirements/tested.txt setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "CalKD-Det is tested with Python 3.11; name it: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip 'setuptools>=77.0.3,<82' wheel ninja psutil
+	$(PIP) install $(TORCH)
+	$(PIP) install --no-deps -r requirements/tested.txt
+	@echo 'Compiling the operators of mmcv, if pip has no wheel of them yet: about ten minutes'
+	MMCV_WITH_OPS=1 $(PIP) install --no-deps --no-build-isolation $(MMCV)
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	cd / && '$(CURDIR)/$(VENV)/bin/python' -W ignore -c 'import calkd_det; print("CalKD-Det", calkd_det.__version__, "is ready")'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) data work_dirs
