@@ -1,0 +1,395 @@
+"""A small detection set in COCO format, drawn from data that can be shipped.
+
+Real handwritten digits (or Fashion-MNIST's clothes) are turned, coloured and blended onto random
+pieces of two real photographs. The same arguments and library versions give the same bytes. The
+splits share no item; they do share the two photographs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import sklearn
+from tqdm import tqdm
+
+from calkd_det.datasets.items import SPLITS, Items, load_items, split_pool
+from calkd_det.datasets.scenes import PHOTO_CREDITS, Scene, Xywh, draw_scene, load_photos, overlap
+from calkd_det.errors import ConfigError
+
+GENERATOR_VERSION = 1
+DEFAULT_NUM_IMAGES = {'train': 800, 'calibration': 200, 'val': 300}
+DEFAULT_IMAGE_SIZE = 160
+MIN_IMAGE_SIZE = 96
+JPEG_QUALITY = 95
+# Each split numbers its images from a base of its own, so no id occurs in two of them.
+ID_STRIDE = 1_000_000
+
+MANIFEST = 'mini_dataset.json'
+SAMPLES = 'samples.png'
+OWN_FILES = re.compile(
+    r'(train|calibration|val)/\d{7}\.jpg'
+    r'|annotations/(train|calibration|val)\.json'
+    rf'|{re.escape(SAMPLES)}|{re.escape(MANIFEST)}'
+)
+
+PHOTO_LICENSE_ID = 1
+ITEM_LICENSE_ID = 2
+
+SAMPLE_COLUMNS = 6
+SAMPLE_SIDE = 320
+SAMPLE_HEADER = 36
+SAMPLE_GAP = 6
+SAMPLE_BOX = (0, 255, 255)
+
+
+@dataclass(frozen=True)
+class MiniDataset:
+    """A mini data set on disk.
+
+    Attributes:
+        root: its folder, with a folder of images for each split and ``annotations/<split>.json``.
+        created: False if it was already there.
+        classes: the class names, in the order of the category ids 1, 2, ...
+        num_images: images by split.
+        boxes_per_class: boxes by split, then by class name.
+    """
+
+    root: Path
+    created: bool
+    classes: tuple[str, ...]
+    num_images: dict[str, int]
+    boxes_per_class: dict[str, dict[str, int]]
+
+    @property
+    def samples(self) -> Path:
+        """The picture of sample images with their boxes."""
+        return self.root / SAMPLES
+
+    def annotations(self, split: str) -> Path:
+        """Returns the COCO annotation file of a split."""
+        return _annotation_file(self.root, split)
+
+
+def write_mini_dataset(
+    out_dir: str | Path,
+    *,
+    items: str = 'digits',
+    source: str | Path | None = None,
+    num_images: Mapping[str, int] | None = None,
+    image_size: int = DEFAULT_IMAGE_SIZE,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> MiniDataset:
+    """Writes the mini data set, unless the same one is already there.
+
+    An image depends on the source, the seed, the image size, its split and its number alone: asking
+    for more images of one split changes no other image. A run that was interrupted is started over.
+
+    Args:
+        out_dir: the folder to write to. Files that this function does not write are left alone.
+        items: ``'digits'`` (scikit-learn's) or ``'fashion-mnist'``.
+        source: the folder of the Fashion-MNIST files; None means where Debian's package
+            ``dataset-fashion-mnist`` puts them.
+        num_images: images by split; a split left out gets its ``DEFAULT_NUM_IMAGES``.
+        image_size: side of the square images in pixels.
+        seed: decides the pools of items and every image; not negative.
+        overwrite: replace a mini data set that was made with other arguments.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: if an argument is out of range, the source is missing or damaged, or
+            ``out_dir`` holds another mini data set (without ``overwrite``) or something else.
+    """
+    root = Path(out_dir)
+    counts = _checked_counts(num_images)
+    if image_size < MIN_IMAGE_SIZE:
+        raise ConfigError(f'image_size must be at least {MIN_IMAGE_SIZE} pixels, not {image_size}.')
+    if seed < 0:
+        raise ConfigError(f'seed must not be negative, but is {seed}.')
+    loaded = load_items(items, source)
+    request = {
+        'generator_version': GENERATOR_VERSION,
+        'items': items,
+        'items_sha256': loaded.sha256(),
+        'num_images': counts,
+        'image_size': image_size,
+        'seed': seed,
+    }
+    if (root / MANIFEST).exists() and not overwrite:
+        return _open_existing(root, request)
+    _clear(root)
+    return _build(root, loaded, request, progress)
+
+
+def annotate(image_id: int, scene: Scene, first_annotation_id: int) -> tuple[dict, list[dict]]:
+    """Describes a scene as a COCO image entry and its annotation entries."""
+    height, width = scene.image.shape[:2]
+    image = {
+        'id': image_id,
+        'file_name': f'{image_id:07d}.jpg',
+        'width': width,
+        'height': height,
+        'license': PHOTO_LICENSE_ID,
+        'photo': scene.photo,
+    }
+    annotations = [
+        {
+            'id': annotation_id,
+            'image_id': image_id,
+            'category_id': box.label + 1,
+            'bbox': list(box.xywh),
+            'area': box.xywh[2] * box.xywh[3],
+            'iscrowd': 0,
+            'segmentation': [],
+            'item_id': box.item_id,
+        }
+        for annotation_id, box in enumerate(scene.boxes, first_annotation_id)
+    ]
+    return image, annotations
+
+
+def draw_samples(root: Path) -> np.ndarray:
+    """Draws the first images of each split, a row a split, with their boxes and class names.
+
+    Args:
+        root: a folder with images and annotation files.
+
+    Returns:
+        BGR, uint8, shape (height, width, 3).
+    """
+    return np.concatenate([_draw_sample_row(root, split) for split in SPLITS])
+
+
+def _checked_counts(num_images: Mapping[str, int] | None) -> dict[str, int]:
+    counts = DEFAULT_NUM_IMAGES | dict(num_images or {})
+    unknown = sorted(set(counts) - set(SPLITS))
+    if unknown:
+        raise ConfigError(f"num_images has the unknown split '{unknown[0]}'.")
+    for split, count in counts.items():
+        if not 1 <= count < ID_STRIDE:
+            raise ConfigError(f'num_images of {split} must be 1 to {ID_STRIDE - 1}, not {count}.')
+    return counts
+
+
+def _build(root: Path, items: Items, request: dict[str, Any], progress: bool) -> MiniDataset:
+    photos = load_photos()
+    pools = split_pool(items.labels, request['seed'])
+    (root / 'annotations').mkdir(parents=True, exist_ok=True)
+    total = sum(request['num_images'].values())
+    boxes_per_class = {}
+    with tqdm(total=total, desc='mini data set', unit='image', disable=not progress) as bar:
+        for split_index, split in enumerate(SPLITS):
+            folder = root / split
+            folder.mkdir(exist_ok=True)
+            coco = _empty_coco(items, split)
+            for number in range(1, request['num_images'][split] + 1):
+                seeds = np.random.SeedSequence(request['seed'], spawn_key=(split_index, number))
+                rng = np.random.default_rng(seeds)
+                scene = draw_scene(rng, items, pools[split], photos, request['image_size'])
+                image_id = split_index * ID_STRIDE + number
+                # Ids start at 1: COCO's evaluation takes an annotation id of 0 for no match.
+                image, annotations = annotate(image_id, scene, len(coco['annotations']) + 1)
+                _write_jpeg(folder / image['file_name'], scene.image)
+                coco['images'].append(image)
+                coco['annotations'] += annotations
+                bar.update()
+            _annotation_file(root, split).write_bytes(_json_bytes(coco))
+            labels = [annotation['category_id'] - 1 for annotation in coco['annotations']]
+            boxes = np.bincount(labels, minlength=len(items.classes)).tolist()
+            boxes_per_class[split] = dict(zip(items.classes, boxes))
+    _write_image(root / SAMPLES, draw_samples(root))
+    manifest = {
+        'request': request,
+        'classes': items.classes,
+        'boxes_per_class': boxes_per_class,
+        'annotations_sha256': {split: _sha256(_annotation_file(root, split)) for split in SPLITS},
+        'versions': {
+            'numpy': np.__version__,
+            'opencv': cv2.__version__,
+            'scikit-learn': sklearn.__version__,
+        },
+    }
+    # Written last: a folder without it is one whose run was interrupted.
+    (root / MANIFEST).write_bytes(_json_bytes(manifest, indent=2))
+    return _as_dataset(root, manifest, created=True)
+
+
+def _empty_coco(items: Items, split: str) -> dict[str, Any]:
+    credit = dict(items.credit)
+    description = credit.pop('description')
+    return {
+        'info': {
+            'description': f'CalKD-Det mini data set: {items.name} on photographs, {split}',
+            'version': str(GENERATOR_VERSION),
+            'sources': [
+                *(
+                    {'description': f'Photograph {text}', 'license': PHOTO_LICENSE_ID}
+                    for text in PHOTO_CREDITS.values()
+                ),
+                {'description': description, 'license': ITEM_LICENSE_ID},
+            ],
+            'changes': 'Photographs cropped, flipped, scaled and changed in brightness; items '
+            'scaled, turned, coloured and blended onto them.',
+        },
+        'licenses': [
+            {
+                'id': PHOTO_LICENSE_ID,
+                'name': 'Attribution 2.0 Generic (CC BY 2.0)',
+                'url': 'https://creativecommons.org/licenses/by/2.0/',
+            },
+            {'id': ITEM_LICENSE_ID, **credit},
+        ],
+        'images': [],
+        'annotations': [],
+        'categories': [
+            {'id': label + 1, 'name': name, 'supercategory': items.name}
+            for label, name in enumerate(items.classes)
+        ],
+    }
+
+
+def _open_existing(root: Path, request: dict[str, Any]) -> MiniDataset:
+    remedy = 'replace the set with overwrite=True (--force), or choose another folder'
+    try:
+        manifest = json.loads((root / MANIFEST).read_text('utf-8'))
+        there = manifest['request']
+        dataset = _as_dataset(root, manifest, created=False)
+        hashes = {split: manifest['annotations_sha256'][split] for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f'{root / MANIFEST} cannot be read ({error!r}): {remedy}.') from error
+    differences = [
+        f'{key} is {there.get(key)!r} there but {value!r} was asked for'
+        for key, value in request.items()
+        if there.get(key) != value
+    ]
+    if differences:
+        raise ConfigError(
+            f'{root} holds another mini data set ({"; ".join(differences)}): {remedy}.'
+        )
+    for split, digest in hashes.items():
+        path = dataset.annotations(split)
+        if not path.is_file() or _sha256(path) != digest:
+            raise ConfigError(f'{path} was changed after it was written: {remedy}.')
+    return dataset
+
+
+def _as_dataset(root: Path, manifest: dict[str, Any], *, created: bool) -> MiniDataset:
+    return MiniDataset(
+        root=root,
+        created=created,
+        classes=tuple(manifest['classes']),
+        num_images=manifest['request']['num_images'],
+        boxes_per_class=manifest['boxes_per_class'],
+    )
+
+
+def _clear(root: Path) -> None:
+    """Removes the files of an earlier run, and nothing else."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f'{root} is not a folder.')
+    files = [path for path in root.rglob('*') if not path.is_dir()]
+    own = [path for path in files if OWN_FILES.fullmatch(path.relative_to(root).as_posix())]
+    if len(own) < len(files) and not (root / MANIFEST).exists():
+        stranger = next(path for path in files if path not in own)
+        raise ConfigError(
+            f'{root} is not a mini data set, as it holds {stranger.relative_to(root)}: '
+            'choose an empty or a new folder.'
+        )
+    # The manifest goes first, so that an interruption here does not leave a set that looks whole.
+    for path in sorted(own, key=lambda path: path.name != MANIFEST):
+        path.unlink()
+
+
+def _draw_sample_row(root: Path, split: str) -> np.ndarray:
+    coco = json.loads(_annotation_file(root, split).read_text('utf-8'))
+    names = {category['id']: category['name'] for category in coco['categories']}
+    pitch = SAMPLE_SIDE + SAMPLE_GAP
+    row = np.full((SAMPLE_HEADER + pitch, SAMPLE_GAP + SAMPLE_COLUMNS * pitch, 3), 32, np.uint8)
+    title = f'{split}: {len(coco["images"])} images, {len(coco["annotations"])} boxes'
+    _put_text(row, title, (SAMPLE_GAP, SAMPLE_HEADER - 11), 0.7, (255, 255, 255))
+    for column, image in enumerate(coco['images'][:SAMPLE_COLUMNS]):
+        picture = _read_image(root / split / image['file_name'])
+        scale = SAMPLE_SIDE / image['width']
+        picture = cv2.resize(picture, (SAMPLE_SIDE, SAMPLE_SIDE), interpolation=cv2.INTER_CUBIC)
+        shown = [entry for entry in coco['annotations'] if entry['image_id'] == image['id']]
+        boxes = [tuple(round(value * scale) for value in entry['bbox']) for entry in shown]
+        _draw_boxes(picture, boxes, [names[entry['category_id']] for entry in shown])
+        left = SAMPLE_GAP + column * pitch
+        row[SAMPLE_HEADER : SAMPLE_HEADER + SAMPLE_SIDE, left : left + SAMPLE_SIDE] = picture
+    return row
+
+
+def _draw_boxes(picture: np.ndarray, boxes: Sequence[Xywh], names: Sequence[str]) -> None:
+    for left, top, width, height in boxes:
+        corner = (left + width - 1, top + height - 1)
+        cv2.rectangle(picture, (left, top), corner, SAMPLE_BOX, 1)
+    taken = list(boxes)
+    for box, name in zip(boxes, names):
+        (width, height), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+        left, top, width, height = _find_tag(box, width + 4, height + 5, taken)
+        taken.append((left, top, width, height))
+        corner = (left + width - 1, top + height - 1)
+        cv2.rectangle(picture, (left, top), corner, SAMPLE_BOX, cv2.FILLED)
+        _put_text(picture, name, (left + 2, top + height - 3), 0.45, (0, 0, 0))
+
+
+def _find_tag(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh:
+    """Finds where a box's name covers the least of what is drawn: around the box, or inside it."""
+    x, y, box_width, box_height = box
+    right, bottom = x + box_width, y + box_height
+    corners = [(x, y - height), (x, bottom), (right, y), (x - width, y), (x, y)]
+    inside = [
+        (left, top, width, height)
+        for left, top in corners
+        if 0 <= left <= SAMPLE_SIDE - width and 0 <= top <= SAMPLE_SIDE - height
+    ]
+    # At a border's very corner no place may be left: then the drawing is cut off there.
+    tags = inside or [(x, y, width, height)]
+    return min(tags, key=lambda tag: sum(overlap(tag, other) for other in taken))
+
+
+def _put_text(
+    picture: np.ndarray,
+    text: str,
+    origin: tuple[int, int],
+    scale: float,
+    colour: tuple[int, int, int],
+) -> None:
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(picture, text, origin, font, scale, colour, 1, cv2.LINE_AA)
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    return root / 'annotations' / f'{split}.json'
+
+
+def _read_image(path: Path) -> np.ndarray:
+    # Not cv2.imread, which returns None in place of an error.
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    _write_image(path, image[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+
+
+def _write_image(path: Path, image: np.ndarray, *options: int) -> None:
+    # Not cv2.imwrite, which returns False in place of an error.
+    _, data = cv2.imencode(path.suffix, np.ascontiguousarray(image), options)
+    path.write_bytes(data.tobytes())
+
+
+def _json_bytes(value: dict[str, Any], indent: int | None = None) -> bytes:
+    return (json.dumps(value, indent=indent) + '\n').encode()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
