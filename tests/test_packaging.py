@@ -1,0 +1,62 @@
+"""What is installed: the package, and configs and tools where OpenMMLab's tools look for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import calkd_det
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tracked(*patterns: str) -> set[str]:
+    """Files of the checkout that a package has to carry."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for pattern in patterns
+        for path in ROOT.glob(pattern)
+        if '__pycache__' not in path.parts and '.mim' not in path.parts
+    }
+
+
+def run(*command: str, cwd: Path) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_made_from_the_source_distribution_has_everything(tmp_path: Path) -> None:
+    run(sys.executable, '-m', 'build', '--no-isolation', '-o', str(tmp_path), cwd=ROOT)
+    (wheel,) = tmp_path.glob('*.whl')
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert tracked('calkd_det/**/*.py') <= names
+    mim = tracked('configs/**/*.py', 'configs/**/*.yml', 'tools/*.py', 'model-index.yml')
+    assert len(mim) > 15
+    assert {f'calkd_det/.mim/{name}' for name in mim} <= names
+    assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
+
+    target = tmp_path / 'site'
+    run(
+        *(sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index'),
+        *('--target', str(target), str(wheel)),
+        cwd=tmp_path,
+    )
+    code = (
+        'import calkd_det, pathlib; '
+        "path = calkd_det.config_path('mini/faster-rcnn_r18-student_fpn_12e_mini.py'); "
+        f'assert pathlib.Path(path).is_relative_to({str(target)!r}), path; '
+        'from mmengine.config import Config; Config.fromfile(path)'
+    )
+    run(sys.executable, '-c', f'import sys; sys.path.insert(0, {str(target)!r}); {code}', cwd='/')
+
+
+def test_the_install_at_hand_has_the_mim_folder() -> None:
+    mim = Path(calkd_det.__file__).parent / '.mim'
+    assert (mim / 'model-index.yml').is_file()
+    assert (mim / 'configs' / 'faster_rcnn').is_dir()
+    assert (mim / 'tools' / 'make_mini_data.py').is_file()
