@@ -1,5 +1,47 @@
-"""Calibration of class logits. Knows nothing of distillation."""
+"""Calibration of class logits: calibrators, fitting, metrics. Knows nothing of distillation."""
 
+from calkd_det.calibration.class_temperature_scaling import (
+    ClassTemperatureScaling,
+    ForegroundBackgroundScaling,
+)
+from calkd_det.calibration.class_temperatures import (
+    ClassTemperatureFit,
+    fit_class_temperatures,
+    foreground_background,
+)
+from calkd_det.calibration.reliability import (
+    Reliability,
+    ReliabilityAccumulator,
+    adaptive_ece,
+    classwise_ece,
+    reliability,
+    reliability_from_confidences,
+)
+from calkd_det.calibration.scores import brier_score, negative_log_likelihood
+from calkd_det.calibration.temperature import (
+    TemperatureAccumulator,
+    TemperatureFit,
+    fit_temperature,
+)
 from calkd_det.calibration.temperature_scaling import Calibrator, TemperatureScaling
 
-__all__ = ['Calibrator', 'TemperatureScaling']
+__all__ = [
+    'Calibrator',
+    'ClassTemperatureFit',
+    'ClassTemperatureScaling',
+    'ForegroundBackgroundScaling',
+    'Reliability',
+    'ReliabilityAccumulator',
+    'TemperatureAccumulator',
+    'TemperatureFit',
+    'TemperatureScaling',
+    'adaptive_ece',
+    'brier_score',
+    'classwise_ece',
+    'fit_class_temperatures',
+    'fit_temperature',
+    'foreground_background',
+    'negative_log_likelihood',
+    'reliability',
+    'reliability_from_confidences',
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -77,30 +78,41 @@ class TemperatureScaling(Calibrator):
 
 
 def read_temperature(path: Path) -> float:
-    """Reads ``temperature`` from a calibration file.
-
-    Args:
-        path: A JSON object with ``temperature`` and, optionally, ``schema_version``.
+    """Reads ``temperature`` from a calibration file; errors as in :func:`read_calibration`.
 
     Raises:
-        ConfigError: The file is missing, no JSON object, of a later schema, or its temperature
-            is not a finite number > 0.
+        ConfigError: Also where it is not a finite number > 0.
+    """
+    value = read_calibration(path, 'temperature', _KEY)
+    return check_number(value, f"{_KEY}: 'temperature' in '{path}'")
+
+
+def read_calibration(path: Path, field: str, key: str) -> Any:
+    """Reads one field of a calibration file.
+
+    Args:
+        path: A JSON object with ``field`` and, optionally, ``schema_version``.
+        field: What to read.
+        key: The config key that named the file, for error messages.
+
+    Raises:
+        ConfigError: The file is missing, no JSON object, of a later schema, or lacks the field.
     """
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise ConfigError(
-            f"{_KEY}: there is no file '{path}' (from {Path.cwd()}); "
-            'give a number, e.g. 1.5, or the path of a calibration file'
+            f"{key}: there is no file '{path}' (from {Path.cwd()}); "
+            'give the value itself, or the path of a calibration file'
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{_KEY}: cannot read '{path}' as JSON: {error}") from error
-    if not isinstance(content, dict) or 'temperature' not in content:
-        raise ConfigError(f"{_KEY}: '{path}' holds no object with the key 'temperature'")
+        raise ConfigError(f"{key}: cannot read '{path}' as JSON: {error}") from error
+    if not isinstance(content, dict) or field not in content:
+        raise ConfigError(f"{key}: '{path}' holds no object with the key '{field}'")
     version = content.get('schema_version', SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise ConfigError(
-            f"{_KEY}: '{path}' has schema_version {version!r}, this CalKD-Det reads "
+            f"{key}: '{path}' has schema_version {version!r}, this CalKD-Det reads "
             f'{SCHEMA_VERSION}: upgrade it, or write the file again'
         )
-    return check_number(content['temperature'], f"{_KEY}: 'temperature' in '{path}'")
+    return content[field]

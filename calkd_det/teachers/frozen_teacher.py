@@ -154,6 +154,8 @@ class FrozenTeacher:
         stored_classes = load_weights(detector, source.checkpoint)
         teacher_classes = stored_classes or source.classes
         num_classes = student_tap.num_classes(student), tap.num_classes(detector)
+        num_logits = num_classes[1] + (tap.activation(detector) == 'softmax')
+        self.calibrator(torch.zeros(1, num_logits))  # one that does not fit says so here
         class_map = match_classes(student_classes, teacher_classes, *num_classes)
         network = TeacherNetwork(
             detector,

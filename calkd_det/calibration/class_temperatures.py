@@ -1,0 +1,164 @@
+"""Temperatures of their own for classes: one each, or one for foreground and one for background.
+
+They generalise temperature scaling as vector scaling does (Guo et al., `On Calibration of Modern
+Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2), without its bias: class k's
+logit is divided by T_k. More parameters fit noise sooner, so each is drawn towards the one global
+temperature, and is kept only if it lowers the likelihood's error on images it was not fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from calkd_det.calibration.scores import row_chunks
+from calkd_det.calibration.temperature import DEFAULT_BOUNDS, fit_temperature
+from calkd_det.calibration.validation import (
+    check_groups,
+    check_labels,
+    check_matrix,
+    check_total_weight,
+    check_weights,
+)
+
+Kept = Literal['classes', 'global', 'identity']
+
+
+@dataclass(frozen=True)
+class ClassTemperatureFit:
+    """Temperatures by class, and how they did on images they were not fitted to.
+
+    Attributes:
+        temperatures: T_k of each of the K logits.
+        kept: What they are: fitted by class; all the global one, where classes did not lower
+            the held-out likelihood's error; or all 1, where that one did not either.
+        held_out_nll: Mean negative log-likelihood in nats over the folds that the fit had not
+            seen, of ``identity``, ``global`` and ``classes``.
+    """
+
+    temperatures: tuple[float, ...]
+    kept: Kept
+    held_out_nll: dict[Kept, float]
+
+
+def fit_class_temperatures(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    tied: Sequence[int] | None = None,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    prior_std: float = 0.3,
+    num_folds: int = 5,
+    seed: int = 0,
+) -> ClassTemperatureFit:
+    """Fits a temperature for each class of a softmax head, with a fall-back.
+
+    The mean negative log-likelihood of ``softmax(z_k / T_k)``, convex in the 1/T_k, is minimised
+    with a normal prior of ``ln T_k`` around the global ``ln T`` (maximum a posteriori).
+
+    Args:
+        logits: Float, shape (N, K); K counts the background.
+        labels: int64, shape (N,), in [0, K).
+        tied: For each class the index of the temperature it shares, (K,), from 0 without gaps;
+            None for one each. See :func:`foreground_background`.
+        weights: Float, shape (N,), >= 0.
+        groups: Image of each sample, int, shape (N,): folds split images, not samples.
+        prior_std: Standard deviation of the prior, in ln T, > 0.
+        num_folds: Folds of the cross-validation, >= 2.
+        seed: Of the folds.
+
+    Raises:
+        ValueError: Bad input, as in :func:`~calkd_det.calibration.temperature.fit_temperature`;
+            or fewer images than folds.
+    """
+    check_matrix('logits', logits)
+    labels = check_labels(labels, *logits.shape, 'softmax')
+    weights = check_weights(weights, logits)
+    check_total_weight(weights)
+    groups = torch.arange(len(labels)) if groups is None else check_groups(groups, len(labels))
+    tied = np.arange(logits.shape[1]) if tied is None else np.asarray(tied)
+    if tied.shape != (logits.shape[1],) or set(tied) != set(range(tied.max() + 1)):
+        raise ValueError(f'tied must give each of the {logits.shape[1]} classes an index from 0.')
+    if not prior_std > 0:
+        raise ValueError(f'prior_std must be > 0, got {prior_std}.')
+
+    errors = np.zeros(3)
+    for fold in _folds(groups, num_folds, seed):
+        fitted = _fit(logits[~fold], labels[~fold], weights[~fold], tied, prior_std)
+        ones = np.ones_like(fitted[0])
+        errors += [
+            _nll_and_gradient(1 / t, logits[fold], labels[fold], weights[fold])[0]
+            for t in (ones, *fitted)
+        ]
+    names: tuple[Kept, ...] = ('identity', 'global', 'classes')
+    held_out = dict(zip(names, (errors / float(weights.sum())).tolist()))
+    kept = min(names, key=held_out.__getitem__)  # the simplest of equals
+    everything = _fit(logits, labels, weights, tied, prior_std)
+    temperatures = dict(zip(names, (np.ones(len(tied)), *everything)))[kept]
+    return ClassTemperatureFit(tuple(temperatures.tolist()), kept, held_out)
+
+
+def foreground_background(num_logits: int) -> tuple[int, ...]:
+    """``tied`` for one temperature of all foreground classes and one of the background, the last.
+
+    Example:
+        >>> foreground_background(4)
+        (0, 0, 0, 1)
+    """
+    return (0,) * (num_logits - 1) + (1,)
+
+
+def _folds(groups: Tensor, num_folds: int, seed: int) -> list[Tensor]:
+    ids, position = groups.unique(return_inverse=True)
+    if not 2 <= num_folds <= len(ids):
+        raise ValueError(f'num_folds must be from 2 to the {len(ids)} images, got {num_folds}.')
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    fold_of_sample = (order % num_folds)[position]
+    return [fold_of_sample == fold for fold in range(num_folds)]
+
+
+def _fit(
+    logits: Tensor, labels: Tensor, weights: Tensor, tied: np.ndarray, prior_std: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The global temperature, repeated for each class, and the class temperatures."""
+    t_global = fit_temperature(logits, labels, weights=weights, num_resamples=0).temperature
+    total = float(weights.sum())
+
+    def objective(offset: np.ndarray) -> tuple[float, np.ndarray]:
+        beta = np.exp(-offset)[tied] / t_global
+        nll, by_beta = _nll_and_gradient(beta, logits, labels, weights)
+        by_offset = np.bincount(tied, -beta * by_beta)
+        prior = 0.5 * float(offset @ offset) / prior_std**2
+        return (nll + prior) / total, (by_offset + offset / prior_std**2) / total
+
+    low, high = (float(np.log(bound / t_global)) for bound in DEFAULT_BOUNDS)
+    start = np.zeros(tied.max() + 1)
+    found = minimize(
+        objective, start, jac=True, method='L-BFGS-B', bounds=[(low, high)] * len(start)
+    )
+    return np.full(len(tied), t_global), t_global * np.exp(found.x)[tied]
+
+
+@torch.no_grad()
+def _nll_and_gradient(
+    beta: np.ndarray, logits: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[float, np.ndarray]:
+    """Summed negative log-likelihood of ``softmax(beta_k z_k)`` and its derivative by beta (K,)."""
+    factor = torch.from_numpy(beta).to(logits.device)
+    nll, gradient = 0.0, torch.zeros_like(factor)
+    for rows in row_chunks(len(labels)):
+        z, y, w = logits[rows].double(), labels[rows], weights[rows]
+        log_p = (z * factor).log_softmax(dim=1)
+        index = torch.arange(len(y), device=z.device)
+        nll -= float(log_p[index, y] @ w)
+        residual = log_p.exp()
+        residual[index, y] -= 1
+        gradient += w @ (residual * z)
+    return nll, gradient.cpu().numpy()

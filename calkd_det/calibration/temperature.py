@@ -1,0 +1,352 @@
+"""Fitting the temperature T that minimises the negative log-likelihood of ``logits / T``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.interpolate import BSpline, make_interp_spline
+from scipy.optimize import brentq
+from torch import Tensor
+
+from calkd_det.calibration.scores import (
+    logit_margins,
+    margin_nll,
+    margin_slope,
+    negative_log_likelihood,
+    row_chunks,
+)
+from calkd_det.calibration.validation import (
+    check_choice,
+    check_groups,
+    check_labels,
+    check_matrix,
+    check_weights,
+)
+from calkd_det.taps.samples import Activation
+
+DEFAULT_BOUNDS = (0.05, 20.0)
+
+# The slope curve is smooth on this scale in ln T, so that a quintic spline gives T to about 1e-6.
+_GRID_STEP = 0.1
+# Samples without a group are dealt into this many: the spread of T is still estimated to 2 %.
+_MAX_DEALT_GROUPS = 4096
+_COUNTS_PER_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A fitted temperature and what is known about it.
+
+    Attributes:
+        temperature: T of least negative log-likelihood within ``bounds``.
+        nll_before: Weighted mean negative log-likelihood at T = 1, in nats.
+        nll_after: The same at ``temperature``.
+        at_bound: Whether T stopped at one of ``bounds``, and so is no minimum.
+        interval: 95 % bootstrap percentile interval of T; None with fewer than two groups or
+            without resamples.
+        num_samples: Number of samples of non-zero weight.
+        num_groups: Number of resampled units.
+        bounds: Smallest and largest T allowed.
+    """
+
+    temperature: float
+    nll_before: float
+    nll_after: float
+    at_bound: bool
+    interval: tuple[float, float] | None
+    num_samples: int
+    num_groups: int
+    bounds: tuple[float, float]
+
+
+class TemperatureAccumulator:
+    """Fit T to a stream of logits in one pass, keeping none of them.
+
+    The derivative of the negative log-likelihood by 1/T is summed per group (image) at about 60
+    temperatures, evenly spaced in ln T. Those curves add up, so they give the minimum, and after
+    resampling the groups its interval. Memory: groups x 61 x 8 bytes (2.4 MB for 5,000 images),
+    whatever the number of samples. T agrees with :func:`fit_temperature` to better than 1e-4.
+
+    Args:
+        activation: ``'softmax'`` or ``'sigmoid'``, see :func:`fit_temperature`.
+        bounds: Smallest and largest T; must contain 1.
+
+    Raises:
+        ValueError: Unknown activation or bad bounds; in :meth:`update`, bad input.
+
+    Example:
+        >>> accumulator = TemperatureAccumulator()
+        >>> for image_id in range(4):
+        ...     logits = torch.tensor([[2.0, 0.0]] * 4)
+        ...     labels = torch.tensor([0, 0, 0, 1])
+        ...     accumulator.update(logits, labels, groups=torch.full((4,), image_id))
+        >>> round(accumulator.compute().temperature, 3)  # 2 / ln 3
+        1.82
+    """
+
+    def __init__(
+        self,
+        activation: Activation = 'softmax',
+        bounds: tuple[float, float] = DEFAULT_BOUNDS,
+    ) -> None:
+        check_choice('activation', activation, ('softmax', 'sigmoid'))
+        lower, upper = bounds
+        if not (0 < lower <= 1 <= upper < math.inf and lower < upper):
+            raise ValueError(f'bounds must satisfy 0 < lower <= 1 <= upper, got {bounds}.')
+        self.activation = activation
+        self.bounds = (float(lower), float(upper))
+        # A quintic spline needs six points, however close the bounds.
+        num_points = max(6, 1 + math.ceil(math.log(upper / lower) / _GRID_STEP))
+        self._log_t = np.linspace(math.log(lower), math.log(upper), num_points)
+        self._slopes = torch.zeros(0, num_points, dtype=torch.float64)
+        self._row_of_group: dict[int, int] = {}
+        self._grouped: bool | None = None
+        self._num_classes: int | None = None
+        self._num_samples = 0
+        self._total_weight = 0.0
+        self._nll_before = 0.0
+        self._largest_margin = 0.0
+
+    @torch.no_grad()
+    def update(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        """Add samples: logits (N, C), labels (N,), weights (N,) or None, group ids (N,) or None.
+
+        Logits are evaluated in their own dtype (half precision in float32), sums are float64.
+        """
+        check_matrix('logits', logits)
+        labels = check_labels(labels, *logits.shape, self.activation).to(logits.device)
+        weights = check_weights(weights, logits)
+        if groups is not None:
+            groups = check_groups(groups, len(labels)).to(logits.device)
+        self._check_same_stream(logits.shape[1], groups is not None)
+        for rows in row_chunks(len(labels)):
+            self._update_chunk(
+                logits[rows],
+                labels[rows],
+                weights[rows],
+                None if groups is None else groups[rows],
+            )
+
+    def merge(self, other: TemperatureAccumulator) -> None:
+        """Add what another accumulator (another process, another shard) has seen."""
+        if (self.activation, self.bounds) != (other.activation, other.bounds):
+            raise ValueError('accumulators of different activation or bounds cannot be merged.')
+        if other._grouped is None:
+            return
+        self._check_same_stream(other._num_classes, other._grouped)
+        self._add_slopes(list(other._row_of_group), other._slopes[: len(other._row_of_group)])
+        self._num_samples += other._num_samples
+        self._total_weight += other._total_weight
+        self._nll_before += other._nll_before
+        self._largest_margin = max(self._largest_margin, other._largest_margin)
+
+    def compute(self, *, num_resamples: int = 1000, seed: int = 0) -> TemperatureFit:
+        """Return the fit to everything seen so far.
+
+        Raises:
+            ValueError: Nothing seen, all weights zero, or a likelihood that no T changes.
+        """
+        if self._grouped is None:
+            raise ValueError('no samples: call update() before compute().')
+        if self._total_weight == 0:
+            raise ValueError('weights are all zero: there is nothing to fit.')
+        if self._largest_margin == 0:
+            raise ValueError(
+                'the likelihood does not depend on T: every sample has equal logits for all '
+                'classes (or there is one class).'
+            )
+        slopes = self._slopes[: len(self._row_of_group)].numpy()
+        total = slopes.sum(axis=0) / self._total_weight
+        temperature = float(_minimise(self._log_t, total[None], self.bounds)[0])
+        nll_before = self._nll_before / self._total_weight
+        return TemperatureFit(
+            temperature=temperature,
+            nll_before=nll_before,
+            nll_after=max(0.0, nll_before + self._nll_change(total, temperature)),
+            at_bound=temperature in self.bounds,
+            interval=self._bootstrap(slopes, num_resamples, seed),
+            num_samples=self._num_samples,
+            num_groups=len(slopes),
+            bounds=self.bounds,
+        )
+
+    def _check_same_stream(self, num_classes: int, grouped: bool) -> None:
+        if self._grouped is None:
+            self._grouped, self._num_classes = grouped, num_classes
+        if grouped != self._grouped:
+            raise ValueError('groups must be given for all samples or for none.')
+        if num_classes != self._num_classes:
+            raise ValueError(f'expected {self._num_classes} classes, got {num_classes}.')
+
+    def _update_chunk(
+        self, logits: Tensor, labels: Tensor, weights: Tensor, groups: Tensor | None
+    ) -> None:
+        if groups is None:
+            serial = torch.arange(len(labels), device=logits.device) + self._num_samples
+            groups = serial % _MAX_DEALT_GROUPS
+        keep = weights > 0
+        if not keep.all():
+            logits, labels, weights, groups = (
+                values[keep] for values in (logits, labels, weights, groups)
+            )
+        if len(labels) == 0:
+            return
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        margins = logit_margins(logits.to(dtype), labels, self.activation)
+        slopes = torch.stack(
+            [margin_slope(margins, beta, self.activation) for beta in np.exp(-self._log_t)], dim=1
+        )
+        slopes = slopes.double() * weights.unsqueeze(1)
+        ids, position = groups.unique(return_inverse=True)
+        by_group = slopes.new_zeros(len(ids), slopes.shape[1]).index_add_(0, position, slopes)
+        self._add_slopes(ids.tolist(), by_group.cpu())
+        self._num_samples += len(labels)
+        self._total_weight += float(weights.sum())
+        nll = margin_nll(margins, 1.0, self.activation).double()
+        self._nll_before += float(nll @ weights)
+        self._largest_margin = max(self._largest_margin, float(margins.abs().max()))
+
+    def _add_slopes(self, ids: list[int], slopes: Tensor) -> None:
+        for group in ids:
+            self._row_of_group.setdefault(group, len(self._row_of_group))
+        missing = len(self._row_of_group) - len(self._slopes)
+        if missing > 0:
+            # Doubling keeps the cost of growing linear in the number of groups.
+            room = max(missing, len(self._slopes))
+            padding = self._slopes.new_zeros(room, self._slopes.shape[1])
+            self._slopes = torch.cat([self._slopes, padding])
+        self._slopes[[self._row_of_group[group] for group in ids]] += slopes
+
+    def _nll_change(self, slope: np.ndarray, temperature: float) -> float:
+        by_log_t = make_interp_spline(self._log_t, -np.exp(-self._log_t) * slope, k=5)
+        return float(by_log_t.integrate(0.0, math.log(temperature)))
+
+    def _bootstrap(
+        self, slopes: np.ndarray, num_resamples: int, seed: int
+    ) -> tuple[float, float] | None:
+        num_groups = len(slopes)
+        if num_groups < 2 or num_resamples < 1:
+            return None
+        rng = np.random.default_rng(seed)
+        block = max(1, _COUNTS_PER_BLOCK // num_groups)
+        temperatures = []
+        for start in range(0, num_resamples, block):
+            size = min(block, num_resamples - start)
+            counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
+            temperatures.append(_minimise(self._log_t, counts @ slopes, self.bounds))
+        low, high = np.quantile(np.concatenate(temperatures), [0.025, 0.975])
+        return float(low), float(high)
+
+
+def fit_temperature(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    activation: Activation = 'softmax',
+    bounds: tuple[float, float] = DEFAULT_BOUNDS,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> TemperatureFit:
+    """Fit the temperature T of ``logits / T`` by maximum likelihood (Guo et al. 2017).
+
+    The negative log-likelihood is convex in 1/T, so its derivative has one sign change and root
+    bracketing always finds it, to about 1e-9 in float64 (a minimiser of the likelihood itself
+    would stop at the square root of the machine's precision). Perfectly classified samples drive
+    T to the lower bound, labels unrelated to the logits to the upper one: ``at_bound`` tells. The
+    interval is a percentile bootstrap over groups, because RoIs of one image are not independent;
+    without groups it resamples single samples (dealt into at most 4,096 groups).
+
+    Args:
+        logits: (N, C), any floating dtype.
+        labels: (N,) integers. Softmax: [0, C), background being one of the classes. Sigmoid:
+            [0, C], where C is background, the all-zero target.
+        weights: (N,) non-negative, or None for equal weights. Zero leaves a sample out.
+        groups: (N,) integer ids of what was sampled independently (image ids), or None.
+        activation: ``'softmax'``: cross-entropy. ``'sigmoid'``: Bernoulli, summed over classes.
+        bounds: Smallest and largest T; must contain 1.
+        num_resamples: Bootstrap resamples; 0 for no interval.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: Empty or non-finite logits (with their number and the first index), bad
+            shapes, dtypes, labels, weights or bounds, or logits on which no T has an effect.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0]] * 4)
+        >>> fit = fit_temperature(logits, torch.tensor([0, 0, 0, 1]))
+        >>> round(fit.temperature, 6)  # 2 / ln 3
+        1.820478
+    """
+    accumulator = TemperatureAccumulator(activation, bounds)
+    accumulator.update(logits, labels, weights, groups)
+    fit = accumulator.compute(num_resamples=num_resamples, seed=seed)
+    weights = check_weights(weights, logits)
+    labels = labels.long().to(logits.device)
+    temperature = fit.temperature
+    if not fit.at_bound:
+        temperature = _polish(logits, labels, weights, activation, temperature, fit.bounds)
+    before, after = (
+        negative_log_likelihood(
+            logits, labels, temperature=value, activation=activation, weights=weights
+        )
+        for value in (1.0, temperature)
+    )
+    return replace(fit, temperature=temperature, nll_before=before, nll_after=after)
+
+
+def _minimise(log_t: np.ndarray, slopes: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """T (R,) at which slope curves (R, P), falling in ln T, cross zero; else the nearer bound."""
+    positive = (slopes > 0).sum(axis=1)
+    left = np.clip(positive - 1, 0, len(log_t) - 2)
+    low, high = log_t[left], log_t[left + 1]
+    spline = make_interp_spline(log_t, slopes.T, k=5)
+    # Within one grid interval the same six basis functions are non-zero.
+    support = BSpline.design_matrix((low + high) / 2, spline.t, 5).indices.reshape(-1, 6)
+    coefficients = spline.c[support, np.arange(len(slopes))[:, None]]
+    for _ in range(40):
+        middle = (low + high) / 2
+        basis = BSpline.design_matrix(middle, spline.t, 5).data.reshape(-1, 6)
+        above_zero = (basis * coefficients).sum(axis=1) > 0
+        low, high = np.where(above_zero, middle, low), np.where(above_zero, high, middle)
+    found = np.exp((low + high) / 2)
+    found = np.where(positive == 0, bounds[0], found)
+    return np.where(positive == len(log_t), bounds[1], found)
+
+
+def _polish(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    activation: Activation,
+    temperature: float,
+    bounds: tuple[float, float],
+) -> float:
+    """Refine T by bracketing the root of the float64 derivative around it."""
+
+    @torch.no_grad()
+    def slope(beta: float) -> float:
+        total = 0.0
+        for rows in row_chunks(len(labels)):
+            margins = logit_margins(logits[rows].double(), labels[rows], activation)
+            total += float(margin_slope(margins, beta, activation) @ weights[rows])
+        return total
+
+    lower, upper = 1 / bounds[1], 1 / bounds[0]
+    for width in (1e-4, 1e-2, math.inf):
+        low = max(lower, (1 - width) / temperature)
+        high = min(upper, (1 + width) / temperature)
+        at_low, at_high = slope(low), slope(high)
+        if at_low <= 0 <= at_high:
+            return 1 / brentq(slope, low, high, xtol=1e-12, rtol=1e-10)
+    return bounds[0] if at_high <= 0 else bounds[1]

@@ -1,0 +1,87 @@
+"""Argument checks shared by the calibration functions: bad numbers get a sentence, not a NaN."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Binning = Literal['width', 'mass']
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(choices)}, got {value!r}.')
+
+
+def check_matrix(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless ``values`` is a finite, non-empty, floating (N, C) tensor."""
+    if values.ndim != 2:
+        raise ValueError(f'{name} must have shape (N, C), got {tuple(values.shape)}.')
+    if not values.is_floating_point():
+        raise ValueError(f'{name} must be floating point, got {values.dtype}.')
+    if values.numel() == 0:
+        raise ValueError(f'{name} is empty: shape {tuple(values.shape)}.')
+    _check_rows(name, values.isfinite(), 'not finite')
+
+
+def check_labels(labels: Tensor, num_samples: int, num_classes: int, activation: str) -> Tensor:
+    """Return ``labels`` as int64 after checking shape, dtype and range.
+
+    A softmax head's background is an ordinary class, so labels lie in [0, C). A sigmoid head has
+    no background output: label C means 'none of the C classes'.
+    """
+    check_choice('activation', activation, ('softmax', 'sigmoid'))
+    _check_vector('labels', labels, num_samples)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f'labels must be integers, got {labels.dtype}.')
+    labels = labels.long()
+    highest = num_classes if activation == 'sigmoid' else num_classes - 1
+    _check_rows('labels', (labels >= 0) & (labels <= highest), f'outside [0, {highest}]')
+    return labels
+
+
+def check_groups(groups: Tensor, num_samples: int) -> Tensor:
+    """Return integer group ids as int64."""
+    _check_vector('groups', groups, num_samples)
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise ValueError(f'groups must be integers, got {groups.dtype}.')
+    return groups.long()
+
+
+def check_weights(weights: Tensor | None, reference: Tensor) -> Tensor:
+    """Return float64 weights on the device of ``reference``; ones where ``weights`` is None."""
+    num_samples = reference.shape[0]
+    if weights is None:
+        return torch.ones(num_samples, dtype=torch.float64, device=reference.device)
+    _check_vector('weights', weights, num_samples)
+    weights = weights.to(reference.device, torch.float64)
+    _check_rows('weights', weights.isfinite() & (weights >= 0), 'negative or not finite')
+    return weights
+
+
+def check_total_weight(weights: Tensor) -> None:
+    """Raise ``ValueError`` where all weights are zero."""
+    if not weights.sum() > 0:
+        raise ValueError('weights are all zero: there is nothing to average.')
+
+
+def check_probabilities(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` for a value outside [0, 1]; rounding of float32 (1e-6) is forgiven."""
+    _check_rows(name, (values >= -1e-6) & (values <= 1 + 1e-6), 'outside [0, 1]')
+
+
+def _check_vector(name: str, values: Tensor, num_samples: int) -> None:
+    if tuple(values.shape) != (num_samples,):
+        raise ValueError(f'{name} must have shape ({num_samples},), got {tuple(values.shape)}.')
+
+
+def _check_rows(name: str, good: Tensor, complaint: str) -> None:
+    if good.all():
+        return
+    bad = (~good).nonzero()
+    first = bad[0].tolist()
+    where = first[0] if len(first) == 1 else tuple(first)
+    raise ValueError(f'{name}: {len(bad)} of {good.numel()} values {complaint}, first at {where}.')

@@ -1,0 +1,122 @@
+"""Tells in the log how calibrated the teacher is on the samples of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from calkd_det.calibration.reliability import Reliability, ReliabilityAccumulator
+from calkd_det.detectors import DistillationMixin
+from calkd_det.errors import ConfigError
+from calkd_det.taps import ClassifierSamples
+
+
+@HOOKS.register_module()
+class TeacherCalibrationHook(Hook):
+    """Logs the calibrated teacher's ECE on all training samples since training began or resumed.
+
+    It reads what the teacher answers anyway. ``teacher_ece``, ``teacher_ece_over`` and
+    ``teacher_ece_under`` (top-label, equal-width bins; ECE = over + under, Kim et al. 2025) stand
+    beside the losses, and a sentence an epoch says whether T leaves the teacher over- or
+    under-confident. On images that trained it, a teacher looks better calibrated than it is.
+
+    Args:
+        interval: Iterations between updates of the log, > 0. Between them nothing is computed.
+        num_bins: Bins of the ECE, > 0.
+
+    Raises:
+        ConfigError: An argument is no integer > 0; or, when training starts, the model is no
+            distilled detector.
+    """
+
+    priority = 'NORMAL'  # before the LoggerHook
+
+    def __init__(self, interval: int = 50, num_bins: int = 15) -> None:
+        for key, value in (('interval', interval), ('num_bins', num_bins)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f'custom_hooks: TeacherCalibrationHook.{key} must be an integer > 0, '
+                    f'but is {value!r}'
+                )
+        self.interval = interval
+        self.total = ReliabilityAccumulator(num_bins)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._handle: RemovableHandle | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not isinstance(model, DistillationMixin):
+            raise ConfigError(
+                'custom_hooks: TeacherCalibrationHook needs a distilled detector, but model.type '
+                f'is {type(model).__name__}: remove the hook, or use a CalKD detector'
+            )
+        if model.teacher is not None and model.teacher.network is not None:
+            self._handle = model.teacher.network.register_forward_hook(self._see)
+
+    def after_train(self, runner: Runner) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        end_of_epoch = self.end_of_epoch(runner.train_dataloader, batch_idx)
+        if self._handle is None or not (
+            end_of_epoch or self.every_n_train_iters(runner, self.interval)
+        ):
+            return
+        reliability = self._update()
+        if reliability is None:
+            return
+        figures = {
+            'train/teacher_ece': reliability.ece,
+            'train/teacher_ece_over': reliability.ece_over,
+            'train/teacher_ece_under': reliability.ece_under,
+        }
+        runner.message_hub.update_scalars(figures)
+        if end_of_epoch:
+            runner.logger.info(describe(reliability))
+
+    def _see(
+        self,
+        network: nn.Module,
+        args: tuple[Tensor, Any, Sequence[ClassifierSamples]],
+        answers: Sequence[Tensor],
+    ) -> None:
+        # Kept on the device: binning checks its input, which would wait for it at every step.
+        for samples, logits in zip(args[2], answers):
+            confidence, prediction = logits.softmax(dim=1).max(dim=1)
+            self._seen.append((confidence, prediction == samples.labels))
+
+    def _update(self) -> Reliability | None:
+        if self._seen:
+            confidence, hit = (torch.cat(values) for values in zip(*self._seen))
+            finite = confidence.isfinite()  # a run that diverged is not for this hook to stop
+            if finite.any():
+                self.total.update_confidences(confidence[finite], hit[finite])
+            self._seen.clear()
+        overall = ReliabilityAccumulator(self.total.sums.shape[1])
+        overall.sums = self.total.sums.clone()
+        all_reduce(overall.sums)
+        return overall.compute() if overall.sums[1].sum() > 0 else None
+
+
+def describe(reliability: Reliability) -> str:
+    """One sentence on a teacher's calibration, from its binned samples."""
+    confidence, accuracy = reliability.mean_confidence, reliability.mean_accuracy
+    side = 'over-confident' if confidence > accuracy else 'under-confident'
+    return (
+        f'The calibrated teacher is {side} on {reliability.num_samples} training samples: mean '
+        f'confidence {confidence:.4f}, accuracy {accuracy:.4f}, ECE {reliability.ece:.4f} '
+        f'(over {reliability.ece_over:.4f}, under {reliability.ece_under:.4f}).'
+    )
