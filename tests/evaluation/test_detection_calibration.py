@@ -1,0 +1,538 @@
+"""The evaluator: against plain loops in float64, in one process and in two, in a real run."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.fileio import load
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+from torchmetrics.functional.classification import binary_calibration_error
+
+from calkd_det import config_path
+from calkd_det.calibration.reliability import reliability_from_confidences
+from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.errors import ConfigError
+from calkd_det.evaluation import DetectionCalibration
+from calkd_det.evaluation.localisation_aware import laace, laece
+from calkd_det.evaluation.matching import DetectionMatches, ImageDetections, match_detections
+
+CLASSES = ('cat', 'dog', 'bird')
+CATEGORY_IDS = (3, 7, 11)
+NUM_CASES = 240
+
+Box = tuple[float, float, float, float]
+
+
+def annotation_file(path: Path, annotations: list[dict], num_images: int) -> str:
+    """Writes a COCO file; ``annotations`` have image_id, label, bbox (x, y, w, h), iscrowd."""
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in range(num_images)],
+        categories=[dict(id=i, name=name) for i, name in zip(CATEGORY_IDS, CLASSES)],
+        annotations=[
+            dict(
+                id=index,  # from 0, which pycocotools takes for 'no match'
+                image_id=item['image_id'],
+                category_id=CATEGORY_IDS[item['label']],
+                bbox=item['bbox'],
+                area=item['bbox'][2] * item['bbox'][3],
+                iscrowd=item.get('iscrowd', 0),
+            )
+            for index, item in enumerate(annotations)
+        ],
+    )
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def random_case(seed: int) -> tuple[list[dict], list[ImageDetections]]:
+    """Ground truth and detections near it; half the cases on a grid, for ties and exact IoUs."""
+    rng = random.Random(seed)
+    grid = seed % 2 == 0
+    annotations, images = [], []
+    for image_id in range(rng.randint(1, 4)):
+        boxes, scores, labels = [], [], []
+        for _ in range(rng.randint(0, 6)):
+            x, y = rng.uniform(0, 30), rng.uniform(0, 30)
+            w, h = rng.uniform(4, 20), rng.uniform(4, 20)
+            if grid:
+                x, y, w, h = (float(4 * round(v / 4)) for v in (x, y, w + 4, h + 4))
+            label = rng.randrange(len(CLASSES))
+            crowd = int(rng.random() < 0.2)
+            annotations.append(
+                dict(image_id=image_id, label=label, bbox=[x, y, w, h], iscrowd=crowd)
+            )
+            for _ in range(rng.randint(0, 3)):
+                shift = [rng.choice([-4, 0, 0, 4]) if grid else rng.gauss(0, 2) for _ in range(2)]
+                boxes.append([x + shift[0], y + shift[1], x + shift[0] + w, y + shift[1] + h])
+                scores.append(rng.choice([0.25, 0.5, 0.8]) if grid else rng.random())
+                labels.append(label if rng.random() < 0.8 else rng.randrange(len(CLASSES)))
+        images.append(
+            ImageDetections(
+                image_id,
+                np.array(boxes, np.float32).reshape(-1, 4),
+                np.array(scores, np.float32),
+                np.array(labels, np.int64),
+            )
+        )
+    return annotations, images
+
+
+def plain_iou(detection: Box, truth: Box, crowd: bool) -> float:
+    (ax, ay, aw, ah), (bx, by, bw, bh) = detection, truth
+    width = min(ax + aw, bx + bw) - max(ax, bx)
+    height = min(ay + ah, by + bh) - max(ay, by)
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / (aw * ah if crowd else aw * ah + bw * bh - both)
+
+
+def plain_matching(
+    annotations: list[dict], images: list[ImageDetections], iou_thr: float
+) -> list[tuple[float, int, float]]:
+    """(score, label, IoU or 0) of every detection that counts, one plain loop in another."""
+    found = []
+    for image in images:
+        for label in range(len(CLASSES)):
+            truths = [
+                a for a in annotations if (a['image_id'], a['label']) == (image.image_id, label)
+            ]
+            taken: set[int] = set()
+            detections = [
+                (float(s), [float(v) for v in b])
+                for s, b, other in zip(image.scores, image.boxes, image.labels)
+                if other == label
+            ]
+            detections.sort(key=lambda item: -item[0])
+            for score, (x1, y1, x2, y2) in detections:
+                best, best_iou, on_crowd = None, 0.0, False
+                for index, truth in enumerate(truths):
+                    iou = plain_iou((x1, y1, x2 - x1, y2 - y1), truth['bbox'], truth['iscrowd'])
+                    if iou <= 0 or iou < iou_thr:
+                        continue
+                    if truth['iscrowd']:
+                        on_crowd = True
+                    elif index not in taken and iou >= best_iou:
+                        best, best_iou = index, iou
+                if best is not None:
+                    taken.add(best)
+                elif on_crowd:
+                    continue
+                found.append((score, label, best_iou))
+    return found
+
+
+def plain_ece(pairs: list[tuple[float, float]], num_bins: int) -> tuple[float, float]:
+    """The over- and the under-confident part, for (confidence, target) pairs."""
+    bins = defaultdict(list)
+    for confidence, target in pairs:
+        index = next(k for k in range(num_bins) if confidence <= (k + 1) / num_bins)
+        bins[index].append((confidence, target))
+    over = under = 0.0
+    for members in bins.values():
+        mean_confidence = sum(c for c, _ in members) / len(members)
+        mean_target = sum(t for _, t in members) / len(members)
+        gap = (mean_target - mean_confidence) * len(members) / len(pairs)
+        over, under = over + max(-gap, 0), under + max(gap, 0)
+    return over, under
+
+
+def plain_laece(found: list[tuple[float, int, float]], num_bins: int) -> float:
+    """LaECE with precision and mean IoU of true positives computed apart, as it is defined."""
+    per_class = []
+    for label in range(len(CLASSES)):
+        members = [(s, iou) for s, other, iou in found if other == label]
+        error = 0.0
+        for k in range(num_bins):
+            lower, upper = k / num_bins, (k + 1) / num_bins
+            inside = [(s, i) for s, i in members if lower < s <= upper or (k == 0 and s == 0)]
+            if not inside:
+                continue
+            ious = [iou for _, iou in inside if iou > 0]
+            precision = len(ious) / len(inside)
+            mean_iou = sum(ious) / len(ious) if ious else 0.0
+            confidence = sum(s for s, _ in inside) / len(inside)
+            error += len(inside) / len(members) * abs(confidence - precision * mean_iou)
+        if members:
+            per_class.append(error)
+    return sum(per_class) / len(per_class)
+
+
+def plain_laace(found: list[tuple[float, int, float]]) -> float:
+    per_class = []
+    for label in range(len(CLASSES)):
+        gaps = [abs(s - iou) for s, other, iou in found if other == label]
+        if gaps:
+            per_class.append(sum(gaps) / len(gaps))
+    return sum(per_class) / len(per_class)
+
+
+def data_samples(images: list[ImageDetections]) -> list[dict[str, Any]]:
+    return [
+        dict(
+            img_id=image.image_id,
+            pred_instances=dict(
+                bboxes=torch.from_numpy(image.boxes),
+                scores=torch.from_numpy(image.scores),
+                labels=torch.from_numpy(image.labels),
+            ),
+        )
+        for image in images
+    ]
+
+
+def evaluate(metric: DetectionCalibration, images: list[ImageDetections]) -> dict[str, float]:
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    for image in images:
+        evaluator.process(data_samples([image]))
+    return evaluator.evaluate(len(images))
+
+
+def detections(
+    boxes: list[Box], scores: list[float], labels: list[int], image_id: int = 0
+) -> ImageDetections:
+    """Boxes given as x, y, w, h."""
+    corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+    return ImageDetections(
+        image_id,
+        np.array(corners, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array(labels, np.int64),
+    )
+
+
+@pytest.fixture
+def two_objects(tmp_path: Path) -> str:
+    """A file with one image, a cat and a dog."""
+    annotations = [
+        dict(image_id=0, label=0, bbox=[0, 0, 10, 10]),
+        dict(image_id=0, label=1, bbox=[20, 20, 10, 20]),
+    ]
+    return annotation_file(tmp_path / 'two.json', annotations, 1)
+
+
+def test_agrees_with_plain_loops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    compared = counted = crowds = 0
+    for seed in range(NUM_CASES):
+        annotations, images = random_case(seed)
+        path = annotation_file(tmp_path / 'case.json', annotations, len(images))
+        iou_thr, num_bins = (0.5, 15) if seed % 3 else (0.75, 10)
+        metric = DetectionCalibration(path, iou_thr=iou_thr, num_bins=num_bins)
+        figures = evaluate(metric, images)
+        found = plain_matching(annotations, images, iou_thr)
+        found_0 = plain_matching(annotations, images, 0.0)
+        name = f'IoU{100 * iou_thr:g}'
+        assert figures['calibration/num_detections'] == len(found)
+        crowds += sum(len(image.scores) for image in images) - len(found)
+        counted += len(found)
+        if found:
+            compared += 1
+            over, under = plain_ece([(s, float(iou > 0)) for s, _, iou in found], num_bins)
+            expected = {
+                f'D-ECE_{name}': over + under,
+                f'D-ECE_over_{name}': over,
+                f'D-ECE_under_{name}': under,
+                f'LaECE_{name}': plain_laece(found, 25),
+            }
+            for key, value in expected.items():
+                assert figures[f'calibration/{key}'] == pytest.approx(value, abs=1e-12), seed
+        if found_0:
+            assert figures['calibration/LaECE_0'] == pytest.approx(
+                plain_laece(found_0, 25), abs=1e-12
+            )
+            assert figures['calibration/LaACE_0'] == pytest.approx(plain_laace(found_0), abs=1e-12)
+    assert compared > 200
+    assert counted > 2000
+    assert crowds > 100
+
+
+def matched_case(tmp_path: Path, seeds: range) -> list[DetectionMatches]:
+    cases = []
+    for seed in seeds:
+        annotations, images = random_case(seed)
+        path = annotation_file(tmp_path / 'case.json', annotations, len(images))
+        coco = DetectionCalibration(path)._coco
+        cases += match_detections(coco, images, CATEGORY_IDS, [0.5])
+    return [case for case in cases if len(case)]
+
+
+def test_dece_agrees_with_torchmetrics(tmp_path: Path) -> None:
+    for case in matched_case(tmp_path, range(1, 60, 2)):
+        scores, hits = torch.from_numpy(case.scores), torch.from_numpy(case.hits)
+        ours = reliability_from_confidences(scores, hits, n_bins=15).ece
+        assert float(binary_calibration_error(scores, hits.long(), n_bins=15)) == pytest.approx(
+            ours, abs=1e-6
+        )
+
+
+def test_dece_agrees_with_netcal(tmp_path: Path) -> None:
+    netcal = pytest.importorskip('netcal.metrics')
+    for case in matched_case(tmp_path, range(1, 60, 2)):
+        scores, hits = torch.from_numpy(case.scores), torch.from_numpy(case.hits)
+        ours = reliability_from_confidences(scores, hits, n_bins=15).ece
+        theirs = netcal.ECE(15, detection=True).measure(case.scores, case.hits.astype(int))
+        assert theirs == pytest.approx(ours, abs=1e-9)
+
+
+def test_perfect_detector(two_objects: str) -> None:
+    image = detections([(0, 0, 10, 10), (20, 20, 10, 20)], [1.0, 1.0], [0, 1])
+    figures = evaluate(DetectionCalibration(two_objects), [image])
+    assert figures.pop('calibration/num_detections') == 2
+    assert len(figures) == 6
+    assert set(figures.values()) == {0.0}
+
+
+def test_shifted_confidences(two_objects: str) -> None:
+    # Perfect boxes at 0.875, and beside each a false positive at 0.125.
+    boxes = [(0, 0, 10, 10), (20, 20, 10, 20), (40, 0, 10, 10), (40, 0, 10, 10)]
+    image = detections(boxes, [0.875, 0.875, 0.125, 0.125], [0, 1, 0, 1])
+    figures = evaluate(DetectionCalibration(two_objects), [image])
+    assert figures == {
+        'calibration/D-ECE_IoU50': 0.125,
+        'calibration/D-ECE_over_IoU50': 0.0625,
+        'calibration/D-ECE_under_IoU50': 0.0625,
+        'calibration/LaECE_IoU50': 0.125,
+        'calibration/LaECE_0': 0.125,
+        'calibration/LaACE_0': 0.125,
+        'calibration/num_detections': 4,
+    }
+
+
+def test_localisation_counts_in_laece_alone(two_objects: str) -> None:
+    # Half of the cat: IoU 0.5 is a true positive of confidence 1. A quarter: only at any overlap.
+    figures = evaluate(DetectionCalibration(two_objects), [detections([(0, 0, 5, 10)], [1.0], [0])])
+    assert figures['calibration/D-ECE_IoU50'] == 0.0
+    assert figures['calibration/LaECE_IoU50'] == 0.5
+    figures = evaluate(DetectionCalibration(two_objects), [detections([(0, 0, 5, 5)], [1.0], [0])])
+    assert figures['calibration/D-ECE_over_IoU50'] == 1.0
+    assert figures['calibration/LaECE_IoU50'] == 1.0
+    assert figures['calibration/LaECE_0'] == figures['calibration/LaACE_0'] == 0.75
+
+
+def test_a_box_that_touches_nothing_takes_no_object(two_objects: str) -> None:
+    boxes = [(50, 50, 5, 5), (0, 0, 10, 10)]
+    figures = evaluate(DetectionCalibration(two_objects), [detections(boxes, [0.75, 0.5], [0, 0])])
+    assert figures['calibration/LaACE_0'] == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_a_class_without_detections_is_left_out(two_objects: str) -> None:
+    figures = evaluate(
+        DetectionCalibration(two_objects), [detections([(0, 0, 10, 10)], [0.75], [0])]
+    )
+    assert figures['calibration/LaECE_0'] == figures['calibration/LaACE_0'] == 0.25
+
+
+def test_crowd_regions_are_left_out(tmp_path: Path) -> None:
+    annotations = [dict(image_id=0, label=0, bbox=[0, 0, 40, 40], iscrowd=1)]
+    path = annotation_file(tmp_path / 'crowd.json', annotations, 1)
+    image = detections([(5, 5, 4, 4), (50, 50, 5, 5)], [0.9, 0.25], [0, 0])
+    figures = evaluate(DetectionCalibration(path), [image])
+    assert figures['calibration/num_detections'] == 1
+    assert figures['calibration/D-ECE_IoU50'] == 0.25
+
+
+def test_score_threshold(two_objects: str) -> None:
+    image = detections([(0, 0, 10, 10), (40, 0, 5, 5)], [0.75, 0.05], [0, 0])
+    figures = evaluate(DetectionCalibration(two_objects, score_thr=0.05), [image])
+    assert figures['calibration/num_detections'] == 2
+    figures = evaluate(DetectionCalibration(two_objects, score_thr=0.1), [image])
+    assert figures['calibration/num_detections'] == 1
+    assert figures['calibration/D-ECE_IoU50'] == 0.25
+
+
+def test_no_detections(two_objects: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    monkeypatch.setattr(
+        'calkd_det.evaluation.detection_calibration.print_log', lambda text, **_: said.append(text)
+    )
+    metric = DetectionCalibration(two_objects, out_dir=str(tmp_path / 'out'))
+    figures = evaluate(metric, [detections([], [], [])])
+    assert figures.pop('calibration/num_detections') == 0
+    assert all(math.isnan(value) for value in figures.values())
+    assert len(figures) == 6
+    assert 'no detection' in said[0]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_nothing_to_average_is_nan() -> None:
+    nothing = DetectionMatches(np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
+    assert math.isnan(laece(nothing))
+    assert math.isnan(laace(nothing))
+
+
+def test_another_evaluation_starts_anew(two_objects: str) -> None:
+    evaluator = Evaluator(DetectionCalibration(two_objects))
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    image = detections([(0, 0, 10, 10)], [0.75], [0])
+    first, second = (
+        evaluator.process(data_samples([image])) or evaluator.evaluate(1) for _ in range(2)
+    )
+    assert first == second
+
+
+def test_subset_of_classes(two_objects: str) -> None:
+    evaluator = Evaluator(DetectionCalibration(two_objects))
+    evaluator.dataset_meta = dict(classes=('dog',))
+    evaluator.process(data_samples([detections([(20, 20, 10, 20)], [0.75], [0])]))
+    assert evaluator.evaluate(1)['calibration/LaACE_0'] == 0.25
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(iou_thr=0), r'val_evaluator\.iou_thr .* > 0, at most 1'),
+        (dict(iou_thr=50), r'val_evaluator\.iou_thr .* at most 1, but is 50'),
+        (dict(iou_thr='half'), r'val_evaluator\.iou_thr'),
+        (dict(score_thr=-0.1), r'val_evaluator\.score_thr .* >= 0'),
+        (dict(num_bins=0), r'val_evaluator\.num_bins .* integer >= 1'),
+        (dict(num_bins=2.5), r'val_evaluator\.num_bins'),
+        (dict(ann_file=None), r'val_evaluator\.ann_file .* path'),
+        (dict(ann_file='none.json'), r'val_evaluator\.ann_file .*none\.json cannot be read'),
+    ],
+)
+def test_bad_options(two_objects: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DetectionCalibration(**{'ann_file': two_objects, **options})
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [('{', 'cannot be read'), ('[]', 'cannot be read'), ('{"images": []}', "has no 'annotations'")],
+)
+def test_bad_annotation_file(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / 'bad.json'
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        DetectionCalibration(str(path))
+
+
+def test_class_that_the_file_lacks(two_objects: str) -> None:
+    metric = DetectionCalibration(two_objects)
+    metric.dataset_meta = dict(classes=('cat', 'horse'))
+    with pytest.raises(ConfigError, match=r"lacks the class 'horse' .* has: bird, cat, dog"):
+        metric.process({}, data_samples([detections([], [], [])]))
+
+
+def test_image_and_label_that_the_file_lacks(two_objects: str) -> None:
+    metric = DetectionCalibration(two_objects)
+    metric.dataset_meta = dict(classes=CLASSES)
+    with pytest.raises(ConfigError, match=r'no image with the id 5'):
+        metric.process({}, data_samples([detections([], [], [], image_id=5)]))
+    with pytest.raises(ConfigError, match=r'label 3, but .* has 3 classes'):
+        metric.process({}, data_samples([detections([(0, 0, 1, 1)], [0.5], [3])]))
+
+
+def test_diagram_goes_to_the_visualizer_and_the_folder(two_objects: str, tmp_path: Path) -> None:
+    image = detections([(0, 0, 10, 10)], [0.75], [0])
+    Visualizer.get_instance(
+        'test', vis_backends=[dict(type='LocalVisBackend')], save_dir=str(tmp_path / 'vis')
+    )
+    metric = DetectionCalibration(two_objects, out_dir=str(tmp_path / 'out'), prefix='student')
+    assert 'student/LaACE_0' in evaluate(metric, [image])
+    assert (tmp_path / 'out/student_reliability_IoU50.png').is_file()
+    paths = list(tmp_path.rglob('student_reliability_IoU50*.png'))
+    assert len(paths) == 2
+    for path in paths:
+        picture = cv2.imread(str(path))
+        assert picture.shape[0] > 400
+        assert picture.std() > 10
+
+
+def _evaluate_as_rank(rank: int, world_size: int, folder: str) -> None:
+    root = Path(folder)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{root}/store{world_size}', rank=rank, world_size=world_size
+    )
+    _, images = many_case()
+    evaluator = Evaluator(
+        DetectionCalibration(str(root / 'many.json'), out_dir=str(root / f'out{world_size}'))
+    )
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    # As DefaultSampler with round_up: the first images come again to make the ranks equal.
+    share = math.ceil(len(images) / world_size)
+    order = [index % len(images) for index in range(share * world_size)][rank::world_size]
+    evaluator.process(data_samples([images[index] for index in order]))
+    figures = evaluator.evaluate(len(images))
+    (root / f'figures{world_size}_{rank}.json').write_text(json.dumps(figures))
+    torch.distributed.destroy_process_group()
+
+
+def many_case() -> tuple[list[dict], list[ImageDetections]]:
+    """Seven images, of cases that are not on a grid."""
+    annotations, images = [], []
+    for seed in range(1, 99, 2):
+        case_annotations, case_images = random_case(seed)
+        for image in case_images:
+            if len(image.scores) < 5 or len(images) == 7:
+                continue
+            new_id = len(images)
+            annotations += [
+                {**item, 'image_id': new_id}
+                for item in case_annotations
+                if item['image_id'] == image.image_id
+            ]
+            images.append(ImageDetections(new_id, image.boxes, image.scores, image.labels))
+    return annotations, images
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
+    annotations, images = many_case()
+    path = annotation_file(tmp_path / 'many.json', annotations, len(images))
+    alone = evaluate(DetectionCalibration(path), images)
+    mp.spawn(_evaluate_as_rank, (2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        assert json.loads((tmp_path / f'figures2_{rank}.json').read_text()) == alone
+    assert alone['calibration/num_detections'] > 30
+    assert (tmp_path / 'out2' / 'calibration_reliability_IoU50.png').exists()
+
+
+CONFIG = """
+_base_ = '{base}'
+val_evaluator = [
+    _base_.val_evaluator,
+    dict(type='DetectionCalibration', ann_file=_base_.val_evaluator.ann_file),
+]
+test_evaluator = val_evaluator
+"""
+
+
+@pytest.mark.slow
+def test_beside_coco_metric_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mini_dataset('data/mini', num_images=dict(train=8, calibration=8, val=8))
+    base = config_path('mini/faster-rcnn_r18-student_fpn_12e_mini.py')
+    Path('config.py').write_text(CONFIG.format(base=base))
+    cfg = Config.fromfile('config.py')
+    cfg.merge_from_dict(
+        dict(
+            work_dir='run',
+            test_dataloader=dict(num_workers=0, persistent_workers=False),
+            # A random detector's scores hardly reach the threshold of 0.05.
+            model=dict(test_cfg=dict(rcnn=dict(score_thr=0.0))),
+            randomness=dict(seed=0),
+        )
+    )
+    figures = Runner.from_cfg(cfg).test()
+    assert {'coco/bbox_mAP', 'calibration/D-ECE_IoU50', 'calibration/LaACE_0'} <= set(figures)
+    assert figures['calibration/num_detections'] > 0
+    assert 0 <= figures['calibration/D-ECE_IoU50'] <= 1
+    (png,) = Path('run').rglob('vis_image/calibration_reliability_IoU50_*.png')
+    assert cv2.imread(str(png)).std() > 10
+    (logged,) = Path('run').glob('*/*.json')
+    assert load(logged).items() >= figures.items()
