@@ -51,9 +51,7 @@ def plot_reliability(
 
 def plot_histogram(reliability: Reliability, ax: Axes) -> None:
     """Draw how many samples each bin holds, on a log axis."""
-    for lower, upper, count in zip(
-        reliability.lower, reliability.upper, reliability.count, strict=True
-    ):
+    for lower, upper, count in zip(reliability.lower, reliability.upper, reliability.count):
         if count:
             ax.bar(
                 lower,

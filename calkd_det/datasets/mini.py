@@ -26,7 +26,7 @@ from calkd_det.errors import ConfigError
 
 GENERATOR_VERSION = 1
 DEFAULT_NUM_IMAGES = {'train': 800, 'calibration': 200, 'val': 300}
-DEFAULT_IMAGE_SIZE = 160
+DEFAULT_IMAGE_SIZE = 128
 MIN_IMAGE_SIZE = 96
 JPEG_QUALITY = 95
 # Each split numbers its images from a base of its own, so no id occurs in two of them.

@@ -111,13 +111,11 @@ class DistillationMixin:
     def _class_names(self) -> tuple[str, ...] | None:
         """The student's class names: its own ``dataset_meta``, or what the Runner trains on."""
         meta = getattr(self, 'dataset_meta', None)
-        if meta is None:
-            try:
-                # The train loop leaves the data set's meta information with the visualizer
-                # before the weights are initialised; a model is handed nothing of the Runner.
-                meta = getattr(Visualizer.get_current_instance(), 'dataset_meta', None)
-            except RuntimeError:
-                meta = None
+        # The train loop leaves the data set's meta information with the visualizer before the
+        # weights are initialised; a model is handed nothing of the Runner. Looked up first:
+        # get_current_instance() without an instance keeps its lock.
+        if meta is None and Visualizer._instance_dict:
+            meta = getattr(Visualizer.get_current_instance(), 'dataset_meta', None)
         classes = (meta or {}).get('classes')
         return tuple(classes) if classes is not None else None
 

@@ -9,12 +9,12 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     # No flip: a mirrored digit is none.
-    dict(type='RandomResize', scale=[(128, 128), (192, 192)], keep_ratio=True),
+    dict(type='RandomResize', scale=[(112, 112), (144, 144)], keep_ratio=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',

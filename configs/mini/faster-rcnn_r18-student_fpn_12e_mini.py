@@ -1,6 +1,6 @@
 _base_ = './faster-rcnn_r18-teacher_fpn_12e_mini.py'
 
-# A quarter of the teacher's channels.
+# A third of the teacher's channels.
 model = dict(
     backbone=dict(base_channels=8),
     neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),

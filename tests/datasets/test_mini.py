@@ -21,7 +21,7 @@ from calkd_det.datasets.items import (
     read_idx,
     split_pool,
 )
-from calkd_det.datasets.mini import ID_STRIDE
+from calkd_det.datasets.mini import DEFAULT_IMAGE_SIZE, ID_STRIDE
 from calkd_det.datasets.scenes import (
     MAX_OVERLAP,
     MIN_ALPHA,
@@ -146,7 +146,11 @@ def test_annotations_describe_the_files(built):
         assert len(coco['annotations']) == sum(built.boxes_per_class[split].values())
         for image in coco['images']:
             picture = cv2.imread(str(built.root / split / image['file_name']))
-            assert picture.shape == (image['height'], image['width'], 3) == (160, 160, 3)
+            assert (
+                picture.shape
+                == (image['height'], image['width'], 3)
+                == (DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE, 3)
+            )
         assert min(annotation['id'] for annotation in coco['annotations']) == 1
         names = [category['name'] for category in coco['categories']]
         assert tuple(names) == built.classes == DIGIT_CLASSES
