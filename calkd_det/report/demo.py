@@ -28,6 +28,7 @@ from calkd_det.report.plan import (
 )
 from calkd_det.report.records import (
     fingerprint,
+    is_newer,
     is_tested,
     last_checkpoint,
     move_aside,
@@ -75,7 +76,7 @@ def run_demo(plan: Plan, machine: Machine) -> None:
     Raises:
         StepFailed: A training or a test ended with an error.
     """
-    steps = [*_training_steps(plan, machine), *_test_steps(plan)]
+    steps = [*_training_steps(plan, machine), *_calibration_step(plan), *_test_steps(plan)]
     run_steps(steps, machine.environment, machine.jobs)
 
 
@@ -132,6 +133,19 @@ def _training_step(
         write_record(folder, record)
 
     return Step(training.name, f'train {training.title}', needs, folder / LOG, begin, end)
+
+
+def _calibration_step(plan: Plan) -> Iterator[Step]:
+    if is_newer(plan.calibration, plan.checkpoint(TEACHER)):
+        print(f'calibration of the teacher: already there, {plan.calibration}')
+        return
+    yield Step(
+        name='calibrate',
+        title='calibrate teacher',
+        needs=(TEACHER.name,),
+        log=plan.calibration_dir / LOG,
+        begin=plan.calibrate_command,
+    )
 
 
 def _test_steps(plan: Plan) -> Iterator[Step]:

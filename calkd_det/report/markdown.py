@@ -64,10 +64,50 @@ def plain_config_sentence(metrics: Metrics) -> str:
     )
 
 
+def calibration_section(calibration: Mapping[str, Any], picture: str) -> list[str]:
+    """Says how calibrated the teacher is, and which T would make its scores most likely.
+
+    Args:
+        calibration: The content of the file that ``tools/calibrate_teacher.py`` wrote.
+        picture: The reliability diagram, relative to the report.
+    """
+    interval = calibration['interval_95']
+    fitted = f'T = {calibration["temperature"]:.2f}' + (
+        '' if interval is None else ' (95 % interval {:.2f} to {:.2f})'.format(*interval)
+    )
+    rows = [
+        ['', 'T = 1', fitted],
+        *(
+            [title, *(f'{100 * calibration[when][name]:.2f} %' for when in ('before', 'after'))]
+            for name, title in (
+                ('ece', 'ECE'),
+                ('ece_over', 'of it over-confident'),
+                ('ece_under', 'of it under-confident'),
+                ('mean_confidence', 'mean confidence'),
+                ('mean_accuracy', 'accuracy'),
+            )
+        ),
+    ]
+    return [
+        f'On the {calibration["num_samples"]:,} RoIs that distillation would sample of the '
+        f'{calibration["data"]["num_images"]} held-out calibration images, the negative '
+        f"log-likelihood of the teacher's scores is least at {fitted}. CalKD here uses the "
+        "method's default of T = 1.5, which aims at a slightly under-confident teacher, whatever "
+        'was fitted.',
+        '',
+        _table(rows),
+        '',
+        f'![Reliability of the teacher before and after]({picture})',
+        '',
+        *(f'> {sentence}\n' for sentence in calibration['warnings']),
+    ]
+
+
 def compose(
     metrics: Metrics,
+    calibration: Mapping[str, Any],
     records: Mapping[str, Mapping[str, Any]],
-    test_commands: Mapping[str, str],
+    other_commands: Sequence[str],
     num_images: Mapping[str, int],
     pictures: Mapping[str, str],
 ) -> str:
@@ -75,16 +115,17 @@ def compose(
 
     Args:
         metrics: See :func:`result_table`.
+        calibration: See :func:`calibration_section`.
         records: What the demo noted of each training, by its name.
-        test_commands: The command line of each evaluation, by its name.
+        other_commands: The command lines of calibration and tests.
         num_images: Images by split.
-        pictures: File names of ``curves`` and ``detections``.
+        pictures: File names of ``curves``, ``detections`` and ``reliability``.
     """
     attempts = {run.name: records[run.name]['attempts'] for run in TRAININGS}
     everything = [attempt for tries in attempts.values() for attempt in tries]
     commands = [
         *(attempt['command'] for tries in attempts.values() for attempt in tries),
-        *(test_commands[evaluation.name] for evaluation in (*EVALUATIONS, CALKD_AS_PLAIN)),
+        *other_commands,
     ]
     minutes = [
         [run.title, f'{sum(attempt["seconds"] for attempt in attempts[run.name]) / 60:.1f}']
@@ -117,6 +158,9 @@ def compose(
             '',
             plain_config_sentence(metrics),
             '',
+            "## The teacher's calibration",
+            '',
+            *calibration_section(calibration, pictures['reliability']),
             '## Losses and teacher',
             '',
             f'![Losses of the three students]({pictures["curves"]})',

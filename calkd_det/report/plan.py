@@ -107,6 +107,16 @@ class Plan:
         """Returns the file of a test's detections."""
         return self.test_folder(evaluation) / 'predictions.pkl'
 
+    @property
+    def calibration_dir(self) -> Path:
+        """The folder of the teacher's calibration."""
+        return self.report_dir / 'calibration'
+
+    @property
+    def calibration(self) -> Path:
+        """The file that the calibration of the teacher writes."""
+        return self.calibration_dir / 'temperature.json'
+
     def train_options(self, training: Training) -> list[str]:
         """Returns what goes behind ``--cfg-options``: only what differs from the config."""
         options = [f'randomness.seed={self.seed}', *self._data_options('train', 'val', 'test')]
@@ -148,6 +158,18 @@ class Plan:
             *(['--cfg-options', *options] if options else []),
         ]
 
+    def calibrate_command(self) -> list[str]:
+        """Returns the command line of the teacher's calibration, as a user would type it."""
+        return [
+            shorten(sys.executable),
+            _from_checkout(Path('tools', 'calibrate_teacher.py')),
+            _config(TEACHER.config),
+            str(self.checkpoint(TEACHER)),
+            *('--ann', str(self.data / 'annotations' / 'calibration.json')),
+            *('--images', str(self.data / 'calibration')),
+            *('--out', str(self.calibration_dir)),
+        ]
+
     def _data_options(self, *splits: str) -> list[str]:
         if self.data == DEFAULT_DATA:
             return []
@@ -171,6 +193,11 @@ def _tool(name: str) -> list[str]:
 
 
 def _config(name: str) -> str:
-    path = Path(config_path(name))
-    checkout = Path('configs', name)
-    return str(checkout) if checkout.is_file() and checkout.samefile(path) else shorten(path)
+    return _from_checkout(Path('configs', name))
+
+
+def _from_checkout(path: Path) -> str:
+    """The path in a checkout that one stands in, else that of the installed copy."""
+    installed = Path(config_path(TEACHER.config)).parents[2] / path
+    in_checkout = path.is_file() and path.samefile(installed)
+    return str(path) if in_checkout else shorten(installed)

@@ -77,15 +77,14 @@ def move_aside(folder: Path) -> Path:
 
 def is_tested(plan: Plan, evaluation: Evaluation) -> bool:
     """Whether a test's results are there and younger than the checkpoint."""
-    metrics = newest_metrics(plan.test_folder(evaluation))
-    files = [metrics, plan.predictions(evaluation)]
+    files = [newest_metrics(plan.test_folder(evaluation)), plan.predictions(evaluation)]
     checkpoint = plan.checkpoint(evaluation.training)
-    return all(
-        file is not None
-        and file.is_file()
-        and file.stat().st_mtime_ns > checkpoint.stat().st_mtime_ns
-        for file in files
-    )
+    return all(file is not None and is_newer(file, checkpoint) for file in files)
+
+
+def is_newer(file: Path, than: Path) -> bool:
+    """Whether both files are there, and the first is the younger."""
+    return file.is_file() and than.is_file() and file.stat().st_mtime_ns > than.stat().st_mtime_ns
 
 
 @cache

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,17 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return _parse_line(path, path.read_text('utf-8'))
 
 
+def read_calibration(path: Path) -> dict[str, Any]:
+    """Reads what ``tools/calibrate_teacher.py`` wrote.
+
+    Raises:
+        ConfigError: The file is missing or damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f'{path} is missing: run the demo without --report-only.')
+    return _parse_line(path, path.read_text('utf-8'))
+
+
 def read_detections(path: Path) -> dict[int, Boxes]:
     """Reads the file of ``test.py --out``; it is a pickle, so read none that is not your own.
 
@@ -139,7 +151,7 @@ def _boxes_of(entries: Sequence[dict], label: dict[int, int]) -> Boxes:
     )
 
 
-def _parse_line(path: Path, line: str) -> dict[str, float]:
+def _parse_line(path: Path, line: str) -> dict[str, Any]:
     try:
         return json.loads(line)
     except ValueError as error:

@@ -15,6 +15,7 @@ from calkd_det.report.plan import CALKD_AS_PLAIN, EVALUATIONS, STUDENTS, TRAININ
 from calkd_det.report.records import read_record
 from calkd_det.report.runs import (
     count_images,
+    read_calibration,
     read_detections,
     read_ground_truth,
     read_metrics,
@@ -64,12 +65,20 @@ def write_report(plan: Plan) -> Report:
     )
     text = compose(
         metrics,
+        read_calibration(plan.calibration),
         records,
-        test_commands={test.name: shlex.join(plan.test_command(test)) for test in tests},
+        other_commands=[
+            shlex.join(command)
+            for command in (plan.calibrate_command(), *map(plan.test_command, tests))
+        ],
         num_images={
             split: count_images(plan.data / 'annotations' / f'{split}.json') for split in SPLITS
         },
-        pictures={'curves': 'curves.png', 'detections': 'detections.png'},
+        pictures={
+            'curves': 'curves.png',
+            'detections': 'detections.png',
+            'reliability': 'calibration/reliability_distillation.png',
+        },
     )
     plan.report_dir.mkdir(parents=True, exist_ok=True)
     curves.savefig(plan.report_dir / 'curves.png')

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from calkd_det.taps.samples import Activation, ClassifierSamples
@@ -52,4 +54,25 @@ class Tap(ABC):
 
         Returns:
             Logits, shape (N, C' + 1) or (N, C') with the C' classes of ``detector``.
+        """
+
+    @abstractmethod
+    def sample_sets(
+        self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
+    ) -> dict[str, ClassifierSamples]:
+        """The samples of a batch that a calibration looks at, without gradients.
+
+        The state of torch's random number generator is left changed.
+
+        Args:
+            detector: Any detector that the tap supports, in eval mode.
+            images: Its normalised batch, shape (B, 3, H, W).
+            data_samples: Annotations and meta information of each image, boxes in pixels of the
+                batched image.
+            seeds: One for each image: what the head samples of an image depends on its seed
+                alone, and not on the rest of the batch.
+
+        Returns:
+            Samples by name; the first column of their ``locations`` is the index of the image.
+            ``distillation`` is what :meth:`record` gives, others are there for comparison.
         """

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from calkd_det.taps.base import Tap
+from calkd_det.taps.roi_sets import classify_detections, classify_proposals, watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
@@ -74,6 +77,26 @@ class RoIHeadTap(Tap):
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
     ) -> Tensor:
         return detector.roi_head._bbox_forward(feats, samples.locations)['cls_score']
+
+    @torch.no_grad()
+    def sample_sets(
+        self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
+    ) -> dict[str, ClassifierSamples]:
+        """See :meth:`Tap.sample_sets`.
+
+        ``distillation``: the RoIs that the head samples for its loss. ``proposals``: every
+        proposal of the training's RPN settings, without the ground truth, labelled by the head's
+        assigner, those it ignores left out. ``detections``: the boxes after NMS with the test
+        settings, with all logits of the RoI that each came from, labelled by the same assigner.
+        """
+        with watch_sampler(detector.roi_head, seeds) as seen, self.record(detector) as samples:
+            detector.loss(images, data_samples)
+        activation = self.activation(detector)
+        return {
+            'distillation': samples[0],
+            'proposals': classify_proposals(detector, seen, activation),
+            'detections': classify_detections(detector, seen, data_samples, activation),
+        }
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calkd_det.calibration import TemperatureScaling
 from calkd_det.report.plan import CALKD_AS_PLAIN, EVALUATIONS, TRAININGS, Plan
 from calkd_det.report.runs import read_detections, read_metrics, read_scalars
 
@@ -32,6 +33,9 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
     assert first.stdout.count('.mim/tools/train.py') == len(TRAININGS)
     assert first.stdout.count('.mim/tools/test.py') == len(EVALUATIONS) + 1
     assert '] epoch  1  iteration' in first.stdout
+    assert first.stdout.count('tools/calibrate_teacher.py') == 1
+    assert TemperatureScaling(plan.calibration).temperature > 0
+    assert (plan.calibration_dir / 'reliability_distillation.png').is_file()
     for run in TRAININGS:
         assert plan.checkpoint(run).is_file()
         assert all(
@@ -52,6 +56,7 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
     second = demo(*SMALL)
     assert second.returncode == 0, second.stdout + second.stderr
     assert '/tools/t' not in second.stdout
+    assert 'tools/calibrate' not in second.stdout
     assert second.stdout.count('already trained') == len(TRAININGS)
     assert report.stat().st_mtime_ns > written
 

@@ -78,6 +78,21 @@ def write_data(root: Path) -> None:
         imsave(root / 'val' / f'{key}.jpg', np.full((32, 32, 3), 90, np.uint8))
 
 
+def write_calibration(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    names = ('ece', 'ece_over', 'ece_under', 'mean_confidence', 'mean_accuracy')
+    content = {
+        'temperature': 1.234,
+        'interval_95': [1.1, 1.4],
+        'num_samples': 1234,
+        'data': {'num_images': 8},
+        'before': dict(zip(names, (0.0811, 0.07, 0.0111, 0.95, 0.9))),
+        'after': dict(zip(names, (0.0222, 0.01, 0.0122, 0.91, 0.9))),
+        'warnings': ['a warning of the fit'],
+    }
+    path.write_text(json.dumps(content))
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """A demo whose every file is made up."""
@@ -104,11 +119,12 @@ def plan(tmp_path: Path) -> Plan:
     for test in TESTS:
         write_metrics(plan.test_folder(test), MAPS[test.name])
         plan.predictions(test).write_bytes(pickle.dumps(detections))
+    write_calibration(plan.calibration)
     return plan
 
 
 def table_rows(text: str) -> dict[str, list[str]]:
-    results, *_ = text.partition('## Losses')
+    results, *_ = text.partition("## The teacher's calibration")
     rows = [line[1:-1].split('|') for line in results.splitlines() if line.startswith('|')]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
 
@@ -127,7 +143,12 @@ def test_the_numbers_are_those_of_the_files(plan):
     assert 'images: 3 train, 3 calibration, 3 val' in text
     assert 'device: abacus' in text
     assert '| teacher       |     1.5 |' in text
-    for command in ('train kd', str(plan.predictions(CALKD_AS_PLAIN))):
+    assert 'On the 1,234 RoIs' in text
+    assert 'least at T = 1.23 (95 % interval 1.10 to 1.40)' in text
+    assert re.search(r'\| ECE +\| +8\.11 % \| +2\.22 % \|', text)
+    assert '> a warning of the fit' in text
+    assert '](calibration/reliability_distillation.png)' in text
+    for command in ('train kd', 'calibrate_teacher.py', str(plan.predictions(CALKD_AS_PLAIN))):
         assert command in text
     for name in ('curves.png', 'detections.png'):
         assert f']({name})' in text
@@ -160,6 +181,10 @@ def test_without_detections_there_is_a_dash(plan):
 
 
 def test_what_is_missing_is_named(plan):
+    calibration = plan.calibration.rename(plan.work_dir / 'aside.json')
+    with pytest.raises(ConfigError, match=r'temperature\.json is missing'):
+        write_report(plan)
+    calibration.rename(plan.calibration)
     plan.predictions(EVALUATIONS[0]).unlink()
     with pytest.raises(ConfigError, match=r'teacher.predictions\.pkl is missing'):
         write_report(plan)
