@@ -9,6 +9,7 @@ MMCV ?= mmcv==2.1.0
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+ORACLES := $(VENV)/oracles
 
 .PHONY: help demo test lint format env clean
 
@@ -21,8 +22,9 @@ help:
 demo: $(READY)
 	$(VENV)/bin/python tools/demo.py
 
-test: lint
-	$(VENV)/bin/python -m pytest
+test: lint $(ORACLES)/.ready
+	$(VENV)/bin/python -m pytest -m 'not oracle'
+	$(ORACLES)/bin/python -m pytest -m oracle
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -44,6 +46,12 @@ $(READY): requirements/tested.txt setup.py pyproject.toml
 	MMCV_WITH_OPS=1 $(PIP) install --no-deps --no-build-isolation $(MMCV)
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	cd / && '$(CURDIR)/$(VENV)/bin/python' -W ignore -c 'import calkd_det; print("CalKD-Det", calkd_det.__version__, "is ready")'
+	@touch $@
+
+$(ORACLES)/.ready: requirements/oracles.txt $(READY)
+	$(VENV)/bin/python -m venv $(ORACLES)
+	ls -d '$(CURDIR)'/$(VENV)/lib/python*/site-packages > $$(ls -d $(ORACLES)/lib/python*/site-packages)/main.pth
+	$(ORACLES)/bin/python -m pip --disable-pip-version-check install --no-deps -r requirements/oracles.txt
 	@touch $@
 
 clean:

@@ -25,7 +25,7 @@ from calkd_det.datasets.scenes import PHOTO_CREDITS, Scene, Xywh, draw_scene, lo
 from calkd_det.errors import ConfigError
 
 GENERATOR_VERSION = 1
-DEFAULT_NUM_IMAGES = {'train': 800, 'calibration': 200, 'val': 300}
+DEFAULT_NUM_IMAGES = {'train': 640, 'calibration': 200, 'val': 300}
 DEFAULT_IMAGE_SIZE = 128
 MIN_IMAGE_SIZE = 96
 JPEG_QUALITY = 95
