@@ -44,7 +44,7 @@ def plain_ece(confidences, hits, weights, edges):
 
 def test_ece_and_mce_equal_torchmetrics():
     rng = np.random.default_rng(0)
-    for _ in range(400):
+    for _ in range(1000):
         probs, labels = draw(rng)
         n_bins = int(rng.integers(1, 31))
         result = reliability(probs, labels, n_bins=n_bins)

@@ -46,7 +46,7 @@ def plain_fit(logits, labels, weights, activation):
 def test_equals_a_plain_float64_fit(activation):
     rng = np.random.default_rng(0)
     interior = 0
-    for _ in range(150):
+    for _ in range(500):
         num_samples, num_classes = int(rng.integers(1, 60)), int(rng.integers(2, 9))
         logits, labels = draw(rng, num_samples, num_classes, rng.uniform(0.5, 6))
         if activation == 'sigmoid':

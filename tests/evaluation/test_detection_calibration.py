@@ -283,7 +283,7 @@ def test_dece_agrees_with_torchmetrics(tmp_path: Path) -> None:
 def test_dece_agrees_with_netcal(tmp_path: Path) -> None:
     from netcal import metrics as netcal
 
-    for case in matched_case(tmp_path, range(1, 1001)):
+    for case in matched_case(tmp_path, range(1, 1201)):
         scores, hits = torch.from_numpy(case.scores), torch.from_numpy(case.hits)
         ours = reliability_from_confidences(scores, hits, n_bins=15).ece
         theirs = netcal.ECE(15, detection=True).measure(case.scores, case.hits.astype(int))
