@@ -27,6 +27,17 @@ TEACHER = 'mini/faster-rcnn_r18-teacher_fpn_12e_mini.py'
 STUDENT = 'mini/faster-rcnn_r18-student_fpn_12e_mini.py'
 CALKD = 'mini/calkd_faster-rcnn_r18-teacher-student_fpn_12e_mini.py'
 
+# What a user would write: another teacher, and the calibration of teacher and student in the log.
+OWN_CONFIG = f"""
+_base_ = __import__('calkd_det').config_path('{CALKD}')
+model = dict(teacher=dict(checkpoint='teacher/epoch_1.pth'))
+custom_hooks = [dict(type='TeacherCalibrationHook', interval=1)]
+val_evaluator = [
+    _base_.val_evaluator,
+    dict(type='DetectionCalibration', ann_file=_base_.val_evaluator.ann_file),
+]
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -70,13 +81,20 @@ def test_train_resume_and_test_with_the_plain_config(work: Path, mmdet_tool: Any
     buffers = content['message_hub']['log_scalars'].values()
     assert any(isinstance(value, HistoryBuffer) for value in buffers)
 
-    teacher = 'model.teacher.checkpoint=teacher/epoch_1.pth'
-    mmdet_tool('train.py', config_path(CALKD), '--work-dir=calkd', teacher)
-    mmdet_tool('train.py', config_path(CALKD), '--work-dir=calkd', teacher, '--resume', epochs=2)
+    own = Path('own.py')
+    own.write_text(OWN_CONFIG)
+    mmdet_tool('train.py', str(own), '--work-dir=calkd')
+    mmdet_tool('train.py', str(own), '--work-dir=calkd', '--resume', epochs=2)
     logs = [row for row in scalars(work / 'calkd') if 'loss_kd' in row]
     assert [row['iter'] for row in logs] == [1, 2, 3, 4, 5, 6]
     assert all(row['loss_kd'] > 0 for row in logs)
     assert all(0 <= row['teacher_accuracy'] <= 1 for row in logs)
+    parts = [
+        row['teacher_ece'] - row['teacher_ece_over'] - row['teacher_ece_under'] for row in logs
+    ]
+    assert parts == pytest.approx([0] * 6)
+    (evaluated,) = [row for row in scalars(work / 'calkd') if 'calibration/D-ECE_IoU50' in row]
+    assert evaluated['step'] == 2
 
     # The checkpoint is the plain student's.
     plain = MODELS.build(Config.fromfile(config_path(STUDENT)).model)

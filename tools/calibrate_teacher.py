@@ -25,12 +25,12 @@ from mmengine.model import revert_sync_batchnorm  # noqa: E402
 from torch import nn  # noqa: E402
 
 import calkd_det  # noqa: E402
-from calkd_det.calibration.calibration_report import (  # noqa: E402
+from calkd_det.calibration.analysis import (  # noqa: E402
     METRICS,
-    CalibrationReport,
+    CalibrationResult,
     analyse,
-    write_report,
 )
+from calkd_det.calibration.calibration_report import config_lines, write_report  # noqa: E402
 from calkd_det.calibration.collect import collect_samples  # noqa: E402
 from calkd_det.calibration.held_out import (  # noqa: E402
     HeldOutData,
@@ -107,7 +107,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def calibrate(args: argparse.Namespace) -> CalibrationReport:
+def calibrate(args: argparse.Namespace) -> CalibrationResult:
     register_all_modules(init_default_scope=True)
     cfg = read_config(args.config)
     detector = build_detector(cfg)
@@ -201,7 +201,7 @@ def describe(args: argparse.Namespace, detector: nn.Module, data: HeldOutData) -
     }
 
 
-def summary(report: CalibrationReport, out: Path) -> str:
+def summary(report: CalibrationResult, out: Path) -> str:
     result = report.sets['distillation']
     fit = result.fit
     interval = (
@@ -216,7 +216,7 @@ def summary(report: CalibrationReport, out: Path) -> str:
         *(f'warning: {sentence}' for sentence in report.warnings),
         '',
         'in the config of a student, under model.teacher, one of',
-        *(f'    {line}' for line in report.config_lines(out)),
+        *(f'    {line}' for line in config_lines(report, out)),
     ]
     return '\n'.join(lines)
 

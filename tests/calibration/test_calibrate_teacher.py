@@ -20,15 +20,8 @@ from torch import Tensor
 
 from calkd_det import config_path
 from calkd_det.calibration import TemperatureScaling
-from calkd_det.calibration.calibration_report import (
-    METRICS,
-    CalibrationReport,
-    analyse,
-    disagree,
-    fit_set,
-    to_markdown,
-    write_report,
-)
+from calkd_det.calibration.analysis import METRICS, CalibrationResult, analyse, disagree, fit_set
+from calkd_det.calibration.calibration_report import to_json, to_markdown, write_report
 from calkd_det.calibration.collect import SampleStore
 from calkd_det.calibration.reliability import adaptive_ece, reliability
 from calkd_det.calibration.scores import brier_score, negative_log_likelihood
@@ -68,7 +61,7 @@ def stored(*parts: Tensor) -> SampleStore:
     return store
 
 
-def report_of(**temperatures: float) -> CalibrationReport:
+def report_of(**temperatures: float) -> CalibrationResult:
     return analyse({name: stored(*draw(t)) for name, t in temperatures.items()}, ABOUT)
 
 
@@ -149,7 +142,7 @@ def test_a_bound_is_a_warning() -> None:
     logits, _, groups = draw(1)
     always_right = logits.argmax(dim=1)
     report = analyse({'distillation': stored(logits, always_right, groups)}, ABOUT)
-    assert report.to_json()['at_bound'] is True
+    assert to_json(report)['at_bound'] is True
     assert report.warnings[0].startswith('T stopped at the bound 0.05')
     assert '> **Warning:** T stopped' in to_markdown(report, Path('out'))
 
@@ -166,7 +159,7 @@ def test_sets_without_samples() -> None:
 def test_one_image_has_no_interval() -> None:
     logits, labels, groups = draw(1)
     report = analyse({'distillation': stored(logits, labels, 0 * groups)}, ABOUT)
-    assert report.to_json()['interval_95'] is None
+    assert to_json(report)['interval_95'] is None
     assert 'interval' not in to_markdown(report, Path('out'))
 
 
