@@ -24,8 +24,8 @@ COLUMNS = {
 MAP = COLUMNS['mAP']
 
 CAUTION = (
-    'One seed proves nothing: trained again with another seed, differences of this size change '
-    'their sign. This demo shows that everything runs, not that one method wins.'
+    'One seed proves nothing: with another one every figure comes out differently, by how much is '
+    'not measured here. This demo shows that everything runs, not that one method wins.'
 )
 
 Metrics = Mapping[str, Mapping[str, float]]
