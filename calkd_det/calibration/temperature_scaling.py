@@ -74,7 +74,10 @@ class TemperatureScaling(Calibrator):
         return logits.float() / self.temperature
 
     def extra_repr(self) -> str:
-        return f'temperature={self._temperature if self.path is None else str(self.path)}'
+        if self.path is None:
+            return f'temperature={self._temperature}'
+        value = 'not read yet' if self._temperature is None else f'{self._temperature:.4g}'
+        return f"temperature='{self.path}': {value}"
 
 
 def read_temperature(path: Path) -> float:

@@ -32,9 +32,11 @@ def test_reads_a_file_when_training_starts_and_not_before(tmp_path: Path) -> Non
     path = tmp_path / 'fit.json'
     calibrator = TemperatureScaling(str(path))
     path.write_text(json.dumps(dict(schema_version=1, temperature=1.37)))
+    assert 'not read yet' in repr(calibrator)
     calibrator.prepare()
     path.unlink()
     assert calibrator.temperature == 1.37
+    assert "fit.json': 1.37" in repr(calibrator)
     assert torch.equal(calibrator(torch.ones(1, 2)), torch.ones(1, 2) / 1.37)
 
 
