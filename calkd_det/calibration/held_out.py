@@ -90,8 +90,8 @@ def read_held_out(
         raise ConfigError(
             f"mmdet cannot read '{ann_file}' as a data set ({type(error).__name__}: {error})"
         ) from error
-    if max_images is not None:
-        dataset.get_subset_(min(max_images, len(dataset)))
+    if max_images is not None and max_images < len(dataset):
+        dataset.get_subset_(max_images)
     _check_images(dataset, ann_file, images)
     return HeldOutData(dataset, ann_file, images, sha256_of(ann_file), len(content['images']))
 

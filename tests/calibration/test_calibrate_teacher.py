@@ -251,6 +251,14 @@ def test_the_training_data_are_a_warning(
     assert 'the same as' in content['warnings'][0]
 
 
+def test_more_images_than_there_are_is_all(
+    tool: ModuleType, files: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main([*files.args, *files.data, '--max-images=999', '--out=looked']) == 0
+    content = json.loads(Path('looked/temperature.json').read_text())
+    assert content['data']['num_images'] == content['data']['num_images_in_file'] == 8
+
+
 @pytest.mark.parametrize('given', [[], ['--ann=held_out.json'], ['--images=folder']])
 def test_there_is_no_default_for_the_data(
     tool: ModuleType, given: list[str], capsys: pytest.CaptureFixture[str]
