@@ -256,7 +256,7 @@ def test_more_images_than_there_are_is_all(
 ) -> None:
     assert tool.main([*files.args, *files.data, '--max-images=999', '--out=looked']) == 0
     content = json.loads(Path('looked/temperature.json').read_text())
-    assert content['data']['num_images'] == content['data']['num_images_in_file'] == 8
+    assert content['data']['num_images'] == content['data']['num_images_in_file']
 
 
 @pytest.mark.parametrize('given', [[], ['--ann=held_out.json'], ['--images=folder']])
