@@ -57,9 +57,9 @@ setup(
     # other distribution names, and pip would install one stack over the other.
     install_requires=[],
     extras_require={
-        'mmdet': ['torch>=2.0', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
+        'mmdet': ['torch>=2.1', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
         'mini-data': ['scikit-learn', 'tqdm', 'matplotlib'],
-        'tests': ['pytest', 'torchmetrics', 'build', 'ruff'],
+        'tests': ['pytest', 'hypothesis', 'torchmetrics', 'build', 'ruff'],
         'docs': ['mkdocs'],
     },
     zip_safe=False,

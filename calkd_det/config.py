@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.registry import Registry
 
-from calkd_det.errors import ConfigError, did_you_mean
+from calkd_det.errors import CalKDError, ConfigError, did_you_mean
 
 
 def config_path(name: str) -> str:
@@ -88,7 +88,7 @@ def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
 
     Raises:
         ConfigError: Not a dict with ``type``, a type nobody registered, an argument that the
-            type does not take or that is missing.
+            type does not take or that is missing, or whatever else keeps it from being built.
     """
     if not isinstance(cfg, Mapping):
         raise ConfigError(
@@ -97,17 +97,29 @@ def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
     if 'type' not in cfg:
         raise ConfigError(f"{key}.type is missing: say which class to build, e.g. type='...'")
     target = cfg['type']
-    cls = registry.get(target) if isinstance(target, str) else target
-    if cls is None:
-        near = did_you_mean(target, registry.module_dict)
-        near = near if near.startswith('did') else 'is the module that registers it imported?'
-        raise ConfigError(f'{key}.type: nothing is registered as {target!r}; {near}')
-    if not callable(cls):
+    if not callable(target) and not (isinstance(target, str) and target):
         raise ConfigError(f'{key}.type must be a class or its name, but is {target!r}')
+    try:
+        cls = registry.get(target) if isinstance(target, str) else target
+        if cls is not None:
+            _check_arguments(cls, cfg, key)
+            # mmdet's builders change the config they are given.
+            return registry.build(copy.deepcopy(dict(cfg)))
+    except CalKDError:
+        raise
+    # Whatever the class raises on an argument it cannot take, the user must be told whose it is.
+    except Exception as error:
+        raise ConfigError(
+            f'{key}: cannot build {target!r} ({type(error).__name__}: {error})'
+        ) from error
+    near = did_you_mean(target, registry.module_dict)
+    near = near if near.startswith('did') else 'is the module that registers it imported?'
+    raise ConfigError(f'{key}.type: nothing is registered as {target!r}; {near}')
+
+
+def _check_arguments(cls: Any, cfg: Mapping, key: str) -> None:
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         named = {p.name for p in parameters.values() if p.kind is not p.VAR_POSITIONAL}
         required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
         check_keys(cfg, key, known=named | {'type', '_scope_'}, required=required)
-    # mmdet's builders change the config they are given.
-    return registry.build(copy.deepcopy(dict(cfg)))

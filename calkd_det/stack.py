@@ -27,3 +27,7 @@ def check_stack() -> None:
                 'the README lists versions that are tested together'
             )
             raise ImportError(f"CalKD-Det cannot import '{module}' ({error}): {hint}") from error
+    import torch
+
+    if not hasattr(torch, 'compiler'):
+        raise ImportError(f'CalKD-Det needs torch >= 2.1, but this is {torch.__version__}')

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
-from calkd_det.errors import ConfigError
+from calkd_det.detectors.finite_watch import FiniteWatch
+from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
+
+RESUME_KEY = 'calkd_teacher'  # in the message hub, which checkpoints carry
 
 
 class DistillationMixin:
@@ -43,7 +48,14 @@ class DistillationMixin:
     def __init__(
         self, *args: Any, teacher: dict | None = None, distillation: dict | None = None, **kwargs
     ) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError as error:
+            unknown = sorted(set(kwargs) - _arguments(type(self)))
+            if not unknown:
+                raise
+            hint = did_you_mean(unknown[0], _arguments(type(self)))
+            raise ConfigError(f'model has no key {unknown[0]!r}: {hint}') from error
         if distillation is not None and teacher is None:
             raise ConfigError(
                 'model.distillation is set, but model.teacher is not: add '
@@ -53,6 +65,8 @@ class DistillationMixin:
         self.teacher = None if teacher is None else FrozenTeacher.from_config(teacher)
         self.distillation = _build_losses(distillation)
         self._check_activation()
+        self._finite_watch = FiniteWatch()
+        self._checked_resume = False
 
     def init_weights(self) -> None:
         """Initialises the student as the plain detector does, then loads the teacher."""
@@ -77,8 +91,18 @@ class DistillationMixin:
         """
         if not self.distilling:
             return super().loss(batch_inputs, batch_data_samples, **kwargs)
+        return self._distilled_loss(batch_inputs, batch_data_samples, **kwargs)
+
+    # Dynamo does not see the tap's hooks: inside torch.compile the step runs as written.
+    @torch.compiler.disable
+    def _distilled_loss(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any
+    ) -> dict:
         if self.teacher.network is None:
             self._build_teacher()
+        if not self._checked_resume:
+            self._check_resume()
+        self._finite_watch.report()
         with find_tap(self, 'model').record(self) as samples:
             losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
         shapes = [data_sample.img_shape[:2] for data_sample in batch_data_samples]
@@ -93,6 +117,7 @@ class DistillationMixin:
     ) -> dict[str, Tensor]:
         logs: dict[str, Tensor] = {}
         answers = self.teacher(images, image_shapes, samples)
+        self._finite_watch.note(samples, answers)
         for group, teacher_logits in zip(samples, answers):
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():
@@ -107,6 +132,27 @@ class DistillationMixin:
 
     def _build_teacher(self) -> None:
         self.teacher.build(self, self._class_names())
+
+    def _check_resume(self) -> None:
+        """Says in the log where a resumed run has another teacher than it had before."""
+        self._checked_resume = True
+        hub = MessageHub.get_current_instance()
+        taus = ', '.join(str(getattr(loss, 'tau', None)) for loss in self.distillation.values())
+        now = {**self.teacher.identity, 'model.distillation.tau': (taus, taus)}
+        start = hub.get_info(RESUME_KEY)
+        if start is None:
+            hub.update_info(RESUME_KEY, now)
+        # Only a Runner counts iterations there, and only a resumed one begins above zero.
+        elif hub.get_info('iter', 0) > 0:
+            for key, (text, content) in now.items():
+                old_text, old_content = start.get(key, (text, content))
+                if content != old_content:
+                    print_log(
+                        f'Resumed with another {key}: {text}, but the run was started with '
+                        f'{old_text}{" of other content" if text == old_text else ""}.',
+                        logger='current',
+                        level=logging.WARNING,
+                    )
 
     def _class_names(self) -> tuple[str, ...] | None:
         """The student's class names: its own ``dataset_meta``, or what the Runner trains on."""
@@ -157,6 +203,12 @@ def diagnose(samples: ClassifierSamples, teacher_logits: Tensor) -> dict[str, Te
         'teacher_accuracy': (prediction == samples.labels).sum() / count,
         'teacher_agreement': (prediction == samples.logits.argmax(dim=1)).sum() / count,
     }
+
+
+def _arguments(cls: type) -> set[str]:
+    """The arguments of a detector's constructor, by those of all its bases."""
+    names = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
+    return names - {'self', 'args', 'kwargs'}
 
 
 def _build_losses(cfg: Any) -> dict[str, nn.Module]:

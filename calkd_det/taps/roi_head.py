@@ -31,6 +31,7 @@ class RoIHeadTap(Tap):
         # The exact class: a subclass may forward its box head in other ways.
         return (
             type(roi_head) is StandardRoIHead
+            and roi_head.with_bbox
             and isinstance(roi_head.bbox_head, BBoxHead)
             and roi_head.bbox_head.with_cls
             and not roi_head.bbox_head.custom_cls_channels

@@ -10,6 +10,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from calkd_det.errors import TeacherError
+from calkd_det.teachers.source import CONFIG_KEY
+
 _PROBE_SIZE = 64
 
 
@@ -26,6 +29,9 @@ def fold_batchnorm(detector: nn.Module) -> nn.Module:
 
     Returns:
         The folded detector, or the given one. The other of the two is to be dropped.
+
+    Raises:
+        TeacherError: The detector computes no features.
     """
     norms = [module for module in detector.modules() if isinstance(module, _BatchNorm)]
     if not norms:
@@ -49,7 +55,15 @@ def fold_batchnorm(detector: nn.Module) -> nn.Module:
 def _same_features(detector: nn.Module, folded: nn.Module) -> bool:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, _PROBE_SIZE, _PROBE_SIZE, generator=generator)
-    before, after = detector.extract_feat(image), folded.extract_feat(image)
+    try:
+        before = detector.extract_feat(image)
+    # The first forward of the teacher: parts of its config that do not go together show here.
+    except Exception as error:
+        raise TeacherError(
+            f'{CONFIG_KEY}: the backbone and neck of this detector do not run on an image '
+            f'({type(error).__name__}: {error})'
+        ) from error
+    after = folded.extract_feat(image)
     return all(_relative_error(a, b) < 1e-3 for a, b in zip(after, before))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable
 
 import torch
@@ -14,13 +16,25 @@ from torch import Tensor, nn
 
 from calkd_det.calibration import Calibrator
 from calkd_det.config import build_from_config, check_keys
-from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.errors import ConfigError, TeacherError, did_you_mean
 from calkd_det.taps import ClassifierSamples, Tap, find_tap
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import match_classes
 from calkd_det.teachers.folding import fold_batchnorm
 from calkd_det.teachers.input_map import match_inputs
-from calkd_det.teachers.source import CONFIG_KEY, TeacherSource, check_source, read_source
+from calkd_det.teachers.source import (
+    CHECKPOINT_KEY,
+    CONFIG_KEY,
+    TeacherSource,
+    check_source,
+    read_source,
+)
+
+PRECISIONS = {
+    'float32': torch.float32,
+    'bfloat16': torch.bfloat16,
+    'float16': torch.float16,
+}
 
 
 class TeacherNetwork(nn.Module):
@@ -32,6 +46,8 @@ class TeacherNetwork(nn.Module):
         calibrator: Applied to its logits.
         input_map: From the student's normalised images to the teacher's.
         class_map: From the teacher's classes to the student's; None where they are the same.
+        precision: A key of ``PRECISIONS`` that the network computes in; None for that of the
+            autocast around it.
     """
 
     def __init__(
@@ -41,6 +57,7 @@ class TeacherNetwork(nn.Module):
         calibrator: Calibrator,
         input_map: nn.Module,
         class_map: nn.Module | None,
+        precision: str | None = None,
     ) -> None:
         super().__init__()
         detector = revert_sync_batchnorm(detector).eval()
@@ -50,6 +67,7 @@ class TeacherNetwork(nn.Module):
         self.calibrator = calibrator
         self.input_map = input_map
         self.class_map = class_map
+        self.precision = precision
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -70,12 +88,22 @@ class TeacherNetwork(nn.Module):
             For each entry of ``samples`` the calibrated logits over the student's classes,
             float32, of the shape of its ``logits``.
         """
-        feats = self.detector.extract_feat(self.input_map(images, image_shapes))
         answers = []
-        for group in samples:
-            logits = self.calibrator(self.tap.classify(self.detector, feats, group))
-            answers.append(logits if self.class_map is None else self.class_map(logits))
+        with self._autocast(images.device.type):
+            feats = self.detector.extract_feat(self.input_map(images, image_shapes))
+            # mmcv's RoIAlign knows no bfloat16, and misreads channels_last in silence.
+            feats = tuple(feat.to(images.dtype).contiguous() for feat in feats)
+            for group in samples:
+                logits = self.calibrator(self.tap.classify(self.detector, feats, group))
+                answers.append(logits if self.class_map is None else self.class_map(logits))
         return answers
+
+    def _autocast(self, device_type: str) -> AbstractContextManager:
+        if self.precision is None:
+            return nullcontext()
+        if self.precision == 'float32':
+            return torch.autocast(device_type, enabled=False)
+        return torch.autocast(device_type, PRECISIONS[self.precision])
 
 
 class FrozenTeacher:
@@ -90,6 +118,13 @@ class FrozenTeacher:
         checkpoint: Path or URL; None for the one that the model zoo lists for ``config``.
         calibrator: Config of a :class:`~calkd_det.calibration.Calibrator`; None for
             ``TemperatureScaling(temperature=1.5)``.
+        precision: ``'float32'``, ``'bfloat16'`` or ``'float16'``: what the teacher computes in,
+            whatever the student does; None for that of the autocast around the step.
+
+    Attributes:
+        network: None until :meth:`build`.
+        identity: Set by :meth:`build`. What makes this teacher, by config key: a text for the
+            reader, and a digest of the content behind it.
 
     Raises:
         ConfigError: A value is of the wrong type or contradicts another. No file is read.
@@ -100,10 +135,17 @@ class FrozenTeacher:
         config: str | dict,
         checkpoint: str | None = None,
         calibrator: dict | None = None,
+        precision: str | None = None,
     ) -> None:
         check_source(config, checkpoint)
+        if precision not in (None, *PRECISIONS):
+            raise ConfigError(
+                "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
+                f'of the step), but is {precision!r}; {did_you_mean(str(precision), PRECISIONS)}'
+            )
         self.config = config
         self.checkpoint = checkpoint
+        self.precision = precision
         if calibrator is None:
             calibrator = dict(type='TemperatureScaling')
         self.calibrator = build_from_config(MODELS, calibrator, 'model.teacher.calibrator')
@@ -113,6 +155,7 @@ class FrozenTeacher:
                 f'but is {type(self.calibrator).__name__}'
             )
         self.network: TeacherNetwork | None = None
+        self.identity: dict[str, tuple[str, str]] = {}
 
     @classmethod
     def from_config(cls, cfg: Any) -> FrozenTeacher:
@@ -121,7 +164,7 @@ class FrozenTeacher:
         Raises:
             ConfigError: An unknown or missing key, or see the constructor.
         """
-        known = {'config', 'checkpoint', 'calibrator'}
+        known = {'config', 'checkpoint', 'calibrator', 'precision'}
         check_keys(cfg, 'model.teacher', known=known, required={'config'})
         return cls(**cfg)
 
@@ -155,7 +198,18 @@ class FrozenTeacher:
         teacher_classes = stored_classes or source.classes
         num_classes = student_tap.num_classes(student), tap.num_classes(detector)
         num_logits = num_classes[1] + (tap.activation(detector) == 'softmax')
-        self.calibrator(torch.zeros(1, num_logits))  # one that does not fit says so here
+        probe = self.calibrator(torch.ones(1, num_logits))  # one that does not fit says so here
+        self.identity = {
+            CONFIG_KEY: (
+                self.config if isinstance(self.config, str) else 'a dict',
+                _digest([str(source.model).encode()]),
+            ),
+            CHECKPOINT_KEY: (
+                source.checkpoint,
+                _digest(map(_bytes, detector.state_dict().values())),
+            ),
+            'model.teacher.calibrator': (str(self.calibrator), _digest([_bytes(probe)])),
+        }
         class_map = match_classes(student_classes, teacher_classes, *num_classes)
         network = TeacherNetwork(
             detector,
@@ -163,6 +217,7 @@ class FrozenTeacher:
             self.calibrator,
             match_inputs(student.data_preprocessor, detector.data_preprocessor),
             class_map,
+            self.precision,
         )
         self.network = network.to(next(student.parameters()).device)
         self._log(source, student_classes, teacher_classes)
@@ -229,3 +284,14 @@ def _build_detector(source: TeacherSource) -> nn.Module:
         raise TeacherError(
             f'{CONFIG_KEY}: mmdet cannot build this detector ({type(error).__name__}: {error})'
         ) from error
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -81,7 +81,7 @@ def read_source(config: str | Mapping, checkpoint: str | None) -> TeacherSource:
     return TeacherSource(
         model=model,
         checkpoint=checkpoint or cfg.model_path,
-        classes=_dataset_classes(cfg.get('train_dataloader', {}).get('dataset')),
+        classes=_config_classes(cfg),
     )
 
 
@@ -97,6 +97,19 @@ def _read_config(config: str | Mapping, *, zoo: bool) -> Config | ConfigDict:
         what = 'find this config and its checkpoint in the model zoo' if zoo else 'read'
         raise TeacherError(
             f"{CONFIG_KEY}: cannot {what}: '{config}' ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _config_classes(cfg: Mapping) -> tuple[str, ...] | None:
+    dataloader = cfg.get('train_dataloader')
+    dataset = dataloader.get('dataset') if isinstance(dataloader, Mapping) else None
+    try:
+        return _dataset_classes(dataset)
+    # AttributeError, TypeError, ... by which part of it is not what a data set's config is.
+    except Exception as error:
+        raise TeacherError(
+            f'{CONFIG_KEY}: cannot read the class names of train_dataloader.dataset; give it '
+            f'metainfo=dict(classes=(...)) ({type(error).__name__}: {error})'
         ) from error
 
 

@@ -292,7 +292,7 @@ def rewrite(change: Callable[[Config], None]) -> None:
         (lambda: Path('teacher.pth').unlink(), "CHECKPOINT: there is no file 'teacher.pth'"),
         (
             lambda: helpers.save_teacher(Path('teacher.pth'), helpers.detector_config()),
-            "'teacher.pth' does not fit CONFIG; of another shape",
+            "'teacher.pth' does not fit CONFIG; 4 weights of another shape",
         ),
         (lambda: Path('teacher.py').unlink(), "cannot read 'teacher.py'"),
         (lambda: rewrite(lambda cfg: cfg.pop('model')), "has no 'model'"),

@@ -1,0 +1,103 @@
+"""A run that is killed and resumed is the run that was left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from small_runs import log_of, run, run_until_killed
+from torch import nn
+
+Teacher = tuple[nn.Module, Path]
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path
+) -> None:
+    models = dict(
+        plain=helpers.detector_config(),
+        distilled=helpers.distilled_config(teacher_config, teacher[1]),
+    )
+    spawn = multiprocessing.get_context('spawn')
+    processes = [
+        spawn.Process(target=run_until_killed, args=(model, tmp_path / f'{name}_killed', 2))
+        for name, model in models.items()
+    ]
+    for process in processes:
+        process.start()
+    straight = {name: run(model, tmp_path / name) for name, model in models.items()}
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == -signal.SIGKILL
+
+    for name, model in models.items():
+        folder = tmp_path / f'{name}_killed'
+        assert [path.name for path in folder.glob('*.pth')] == ['epoch_1.pth']
+        resumed = run(model, folder, resume=True)
+        assert resumed.iter == straight[name].iter == 4
+        expected = straight[name].model.state_dict()
+        for key, value in resumed.model.state_dict().items():
+            assert torch.equal(value, expected[key]), (name, key)
+        assert 'Resumed with another' not in log_of(folder)
+    weights = [straight[name].model.state_dict()['neck.fpn_convs.0.conv.weight'] for name in models]
+    assert not torch.equal(*weights)
+
+
+def test_resuming_with_another_teacher_or_temperature_is_told(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path
+) -> None:
+    work_dir = tmp_path / 'work'
+    own = shutil.copy(teacher[1], tmp_path / 'own.pth')
+
+    def resume(epochs: int, **changes: object) -> list[str]:
+        cfg = helpers.distilled_config(teacher_config, own, **changes)
+        run(cfg, work_dir, epochs=epochs, resume=epochs > 1)
+        lines = [line for line in log_of(work_dir).splitlines() if 'Resumed with' in line]
+        return [line.partition('Resumed with another ')[2] for line in lines]
+
+    assert resume(1) == []
+    moved = shutil.copy(own, tmp_path / 'moved.pth')
+    assert resume(2, teacher=dict(checkpoint=str(moved))) == []
+
+    # Other weights under the first name.
+    helpers.save_teacher(Path(own), teacher_config, seed=4)
+    told = resume(
+        3,
+        teacher=dict(calibrator=dict(type='TemperatureScaling', temperature=3.0)),
+        distillation=dict(tau=2.0),
+    )
+    assert told == [
+        f'model.teacher.checkpoint: {own}, but the run was started with {own} of other content.',
+        'model.teacher.calibrator: TemperatureScaling(temperature=3.0), but the run was started '
+        'with TemperatureScaling(temperature=1.5).',
+        'model.distillation.tau: 2.0, but the run was started with 1.0.',
+    ]
+    assert resume(4)[3:] == told[:1]
+
+
+def test_what_is_remembered_is_no_part_of_the_weights(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path
+) -> None:
+    run(helpers.distilled_config(teacher_config, teacher[1]), tmp_path / 'work', epochs=1)
+    checkpoint = torch.load(tmp_path / 'work' / 'epoch_1.pth')  # the safe way
+    identity = checkpoint['message_hub']['runtime_info']['calkd_teacher']
+    assert identity['model.teacher.checkpoint'][0] == str(teacher[1])
+    assert list(checkpoint['state_dict']) == list(
+        helpers.build(helpers.detector_config()).state_dict()
+    )
+
+    # A plain student takes over.
+    shutil.copy(tmp_path / 'work' / 'epoch_1.pth', tmp_path / 'epoch_1.pth')
+    run(
+        helpers.detector_config(),
+        tmp_path / 'plain',
+        resume=True,
+        load_from=str(tmp_path / 'epoch_1.pth'),
+    )
