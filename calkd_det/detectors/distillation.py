@@ -51,10 +51,11 @@ class DistillationMixin:
         try:
             super().__init__(*args, **kwargs)
         except TypeError as error:
-            unknown = sorted(set(kwargs) - _arguments(type(self)))
+            known = _arguments(type(self))
+            unknown = sorted(set(kwargs) - known)
             if not unknown:
                 raise
-            hint = did_you_mean(unknown[0], _arguments(type(self)))
+            hint = did_you_mean(unknown[0], known)
             raise ConfigError(f'model has no key {unknown[0]!r}: {hint}') from error
         if distillation is not None and teacher is None:
             raise ConfigError(

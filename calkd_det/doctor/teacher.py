@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import MODELS
 from mmengine.model import ImgDataPreprocessor, revert_sync_batchnorm
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,6 +18,7 @@ from calkd_det.doctor.finding import Finding
 from calkd_det.teachers import FrozenTeacher, TeacherNetwork
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import ClassMap
+from calkd_det.teachers.frozen_teacher import build_detector
 from calkd_det.teachers.source import read_source
 
 _SHOWN_CLASSES = 5
@@ -43,8 +42,7 @@ class WholeTeacher:
 def build_whole_teacher(teacher: FrozenTeacher) -> WholeTeacher:
     """Builds a teacher that :meth:`FrozenTeacher.build` has built, with all of its parts."""
     source = read_source(teacher.config, teacher.checkpoint)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        detector = revert_sync_batchnorm(MODELS.build(source.model)).eval()
+    detector = revert_sync_batchnorm(build_detector(source)).eval()
     classes = load_weights(detector, source.checkpoint) or source.classes
     return WholeTeacher(detector, source.checkpoint, classes)
 

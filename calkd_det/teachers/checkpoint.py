@@ -7,6 +7,7 @@ random teacher in silence. Here every weight must be filled and every stored one
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -119,7 +120,7 @@ def _check_download(cached: Path) -> None:
             f'says {match[1]}: it is another version, or was damaged. Delete the file to have it '
             'downloaded again.',
             logger='current',
-            level=30,
+            level=logging.WARNING,
         )
 
 

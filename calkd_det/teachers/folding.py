@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from mmcv.cnn import fuse_conv_bn
@@ -47,7 +48,7 @@ def fold_batchnorm(detector: nn.Module) -> nn.Module:
         f'The BatchNorm layers of the teacher are not folded into its convolutions: {reason}. '
         'Distillation is right all the same, only slower.',
         logger='current',
-        level=30,
+        level=logging.WARNING,
     )
     return detector
 

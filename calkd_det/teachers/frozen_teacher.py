@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable
@@ -186,7 +187,7 @@ class FrozenTeacher:
         self.calibrator.prepare()
         source = read_source(self.config, self.checkpoint)
         with torch.random.fork_rng(devices=[]):
-            detector = _build_detector(source)
+            detector = build_detector(source)
         tap = find_tap(detector, CONFIG_KEY)
         student_tap = find_tap(student, 'model')
         if tap.activation(detector) != student_tap.activation(student):
@@ -260,7 +261,7 @@ class FrozenTeacher:
                 f'The class names of {who} are unknown: teacher and student are taken to have '
                 'the same classes in the same order.',
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
             classes = 'classes not compared by name'
         else:
@@ -274,7 +275,12 @@ class FrozenTeacher:
         )
 
 
-def _build_detector(source: TeacherSource) -> nn.Module:
+def build_detector(source: TeacherSource) -> nn.Module:
+    """Builds a teacher's whole detector, without its weights.
+
+    Raises:
+        TeacherError: mmdet cannot build it.
+    """
     try:
         # mmdet's own classes are meant, whatever scope the student's config works in.
         with DefaultScope.overwrite_default_scope('mmdet'):

@@ -7,17 +7,16 @@ import re
 from functools import cache
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import load
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from calkd_det import config_path
@@ -71,25 +70,6 @@ def without_downloads(model: ConfigDict) -> ConfigDict:
 @cache
 def plain_model(path: Path) -> nn.Module:
     return MODELS.build(without_downloads(Config.fromfile(path).model))
-
-
-def batch(num_images: int = 2, size: int = 128) -> dict[str, list]:
-    generator = torch.Generator().manual_seed(0)
-    boxes = torch.tensor([[8.0, 8.0, 72.0, 64.0], [40.0, 50.0, 120.0, 124.0]])
-    samples = []
-    for _ in range(num_images):
-        shape = (size, size)
-        sample = DetDataSample(
-            metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
-        )
-        sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=torch.tensor([3, 17]))
-        sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=torch.tensor([]).long())
-        samples.append(sample)
-    images = [
-        torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
-        for _ in range(num_images)
-    ]
-    return dict(inputs=images, data_samples=samples)
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -257,7 +237,7 @@ def test_one_training_step(path: Path, teacher_files: dict[str, Path]) -> None:
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before: dict[str, Tensor] = copy.deepcopy(model.state_dict())
 
-    logs = model.train_step(batch(), optim_wrapper)
+    logs = model.train_step(helpers.batch(((128, 128),) * 2, num_classes=80), optim_wrapper)
 
     assert all(torch.as_tensor(value).isfinite().all() for value in logs.values()), logs
     assert logs['loss_kd'] > 0
