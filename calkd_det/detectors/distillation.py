@@ -123,7 +123,7 @@ class DistillationMixin:
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():
                 if loss.loss_weight != 0:
-                    logs[prefix + name] = loss(
+                    logs[prefix + name] = group.factor * loss(
                         group.logits, teacher_logits, group.labels, group.weights
                     )
             logs.update(
@@ -195,14 +195,22 @@ def diagnose(samples: ClassifierSamples, teacher_logits: Tensor) -> dict[str, Te
 
     Returns:
         Scalars: the teacher's mean confidence, its accuracy against the assigned labels, and
-        the share of samples on which it agrees with the student. Zero where N is 0.
+        the share of samples on which it agrees with the student. Under sigmoid they are of the
+        foreground alone, since the background of a dense head is no class and outnumbers all
+        else. Zero where there are no samples.
     """
-    confidence, prediction = teacher_logits.softmax(dim=1).max(dim=1)
-    count = max(len(samples), 1)
+    highest, prediction = teacher_logits.max(dim=1)
+    if samples.activation == 'softmax':
+        confidence = (highest - teacher_logits.logsumexp(dim=1)).exp()
+        counted = torch.ones_like(samples.labels, dtype=torch.bool)
+    else:
+        confidence = highest.sigmoid()
+        counted = samples.labels < samples.logits.shape[1]
+    count = counted.sum().clamp(min=1)
     return {
-        'teacher_confidence': confidence.sum() / count,
-        'teacher_accuracy': (prediction == samples.labels).sum() / count,
-        'teacher_agreement': (prediction == samples.logits.argmax(dim=1)).sum() / count,
+        'teacher_confidence': (confidence * counted).sum() / count,
+        'teacher_accuracy': ((prediction == samples.labels) & counted).sum() / count,
+        'teacher_agreement': ((prediction == samples.logits.argmax(dim=1)) & counted).sum() / count,
     }
 
 

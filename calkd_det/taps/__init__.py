@@ -6,6 +6,7 @@ from torch import nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
+from calkd_det.taps.refused import REFUSED
 from calkd_det.taps.roi_head import RoIHeadTap
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
@@ -29,10 +30,10 @@ def find_tap(detector: nn.Module, key: str) -> Tap:
         (h for name in ('roi_head', 'bbox_head') if (h := getattr(detector, name, None))), None
     )
     what = type(head).__name__ if head is not None else 'no head'
+    reason = REFUSED.get(what)
     raise ConfigError(
         f'{key}: CalKD-Det cannot read the class logits of a {type(detector).__name__} with '
-        f'{what}. It knows detectors whose roi_head is a StandardRoIHead with a BBoxHead and a '
-        'plain softmax classifier'
+        f'{what}{f": {reason}" if reason else ""}. It knows {"; ".join(t.heads for t in TAPS)}'
     )
 
 

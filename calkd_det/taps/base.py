@@ -13,7 +13,13 @@ from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
 class Tap(ABC):
-    """Knows one family of heads, and no detector in particular: every method is given one."""
+    """Knows one family of heads, and no detector in particular: every method is given one.
+
+    Attributes:
+        heads: The heads that it supports, for the sentence that refuses another.
+    """
+
+    heads: str
 
     @abstractmethod
     def supports(self, detector: nn.Module) -> bool:
@@ -26,6 +32,17 @@ class Tap(ABC):
     @abstractmethod
     def activation(self, detector: nn.Module) -> Activation:
         """How the detector's head turns class logits into scores."""
+
+    def classifiers(self, detector: nn.Module) -> tuple[str, ...]:
+        """The names of the detector's classifiers, in the order of :meth:`record`."""
+        return ('',)
+
+    @abstractmethod
+    def sampled(self, detector: nn.Module) -> str:
+        """What the classifiers are asked about, in words for the user.
+
+        Two detectors can be asked each other's samples if, and only if, the words are equal.
+        """
 
     @abstractmethod
     def record(self, detector: nn.Module) -> AbstractContextManager[list[ClassifierSamples]]:

@@ -26,6 +26,8 @@ class RoIHeadTap(Tap):
     before it samples), the last run is the one that makes the loss.
     """
 
+    heads = 'a StandardRoIHead with a BBoxHead and a plain classifier'
+
     def supports(self, detector: nn.Module) -> bool:
         roi_head = getattr(detector, 'roi_head', None)
         # The exact class: a subclass may forward its box head in other ways.
@@ -43,6 +45,9 @@ class RoIHeadTap(Tap):
     def activation(self, detector: nn.Module) -> Activation:
         use_sigmoid = getattr(detector.roi_head.bbox_head.loss_cls, 'use_sigmoid', False)
         return 'sigmoid' if use_sigmoid else 'softmax'
+
+    def sampled(self, detector: nn.Module) -> str:
+        return 'RoIs'
 
     @contextmanager
     def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:

@@ -24,6 +24,7 @@ class ClassifierSamples:
             in pixels of the batched image.
         activation: How the head turns logits into scores.
         name: Which classifier of the detector, '' where there is but one.
+        factor: The head's own factor on this classifier's loss; distillation takes it over.
     """
 
     logits: Tensor
@@ -32,6 +33,7 @@ class ClassifierSamples:
     locations: Tensor
     activation: Activation
     name: str = ''
+    factor: float = 1.0
 
     def __len__(self) -> int:
         return self.logits.shape[0]

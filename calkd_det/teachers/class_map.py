@@ -8,29 +8,47 @@ import torch
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
+from calkd_det.taps import Activation
 
 
 class ClassMap(nn.Module):
-    """Rearranges softmax logits over the teacher's classes into the student's.
+    """Rearranges class logits over the teacher's classes into the student's.
 
-    Classes that only the teacher knows are background to the student: their probability joins
-    the background's, by a logsumexp of their logits. It is applied to calibrated logits, so
-    that the temperature acts on the distribution it was fitted for.
+    Classes that only the teacher knows are background to the student. Under softmax their
+    probability joins the background's, by a logsumexp of their logits. It is applied to
+    calibrated logits, so that the temperature acts on the distribution it was fitted for. Under
+    sigmoid they are left out: each class is scored by itself.
 
     Args:
         columns: For each student class, its index among the teacher's classes.
         num_teacher_classes: Number of the teacher's foreground classes.
+        activation: How the logits are turned into scores.
+
+    Attributes:
+        num_others: Number of classes that only the teacher knows.
     """
 
-    def __init__(self, columns: Sequence[int], num_teacher_classes: int) -> None:
+    def __init__(
+        self,
+        columns: Sequence[int],
+        num_teacher_classes: int,
+        activation: Activation = 'softmax',
+    ) -> None:
         super().__init__()
+        self.activation = activation
         others = sorted(set(range(num_teacher_classes)) - set(columns))
+        self.num_others = len(others)
         background = [*others, num_teacher_classes]
         self.register_buffer('columns', torch.tensor(columns, dtype=torch.long))
         self.register_buffer('background', torch.tensor(background, dtype=torch.long))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Maps logits of shape (N, C_teacher + 1) to (N, C_student + 1), background last."""
+        """Maps logits of shape (N, C_teacher + 1) to (N, C_student + 1), background last.
+
+        Under sigmoid (N, C_teacher) to (N, C_student).
+        """
+        if self.activation == 'sigmoid':
+            return logits[:, self.columns]
         background = logits[:, self.background].logsumexp(dim=1, keepdim=True)
         return torch.cat([logits[:, self.columns], background], dim=1)
 
@@ -40,6 +58,7 @@ def match_classes(
     teacher: Sequence[str] | None,
     num_student: int,
     num_teacher: int,
+    activation: Activation = 'softmax',
 ) -> ClassMap | None:
     """Finds each student class among the teacher's, by name.
 
@@ -48,6 +67,7 @@ def match_classes(
         teacher: The teacher's class names, None if nobody knows them.
         num_student: Number of classes of the student's head.
         num_teacher: Number of classes of the teacher's head.
+        activation: How both heads turn class logits into scores.
 
     Returns:
         The map to apply to the teacher's logits; None where both have the same classes in the
@@ -90,4 +110,4 @@ def match_classes(
             f'{", ".join(list(teacher)[:8])}{", ..." if len(teacher) > 8 else ""}'
         )
     index = {name: i for i, name in enumerate(teacher)}
-    return ClassMap([index[name] for name in student], num_teacher)
+    return ClassMap([index[name] for name in student], num_teacher, activation)

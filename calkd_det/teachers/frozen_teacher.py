@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Callable
 
 import torch
@@ -30,6 +31,7 @@ from calkd_det.teachers.source import (
     check_source,
     read_source,
 )
+from calkd_det.teachers.stages import check_stages, match_stages
 
 PRECISIONS = {
     'float32': torch.float32,
@@ -47,6 +49,8 @@ class TeacherNetwork(nn.Module):
         calibrator: Applied to its logits.
         input_map: From the student's normalised images to the teacher's.
         class_map: From the teacher's classes to the student's; None where they are the same.
+        classifiers: By the name of each of the student's classifiers that of the teacher's which
+            answers for it; None for the same names.
         precision: A key of ``PRECISIONS`` that the network computes in; None for that of the
             autocast around it.
     """
@@ -59,6 +63,7 @@ class TeacherNetwork(nn.Module):
         input_map: nn.Module,
         class_map: nn.Module | None,
         precision: str | None = None,
+        classifiers: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         detector = revert_sync_batchnorm(detector).eval()
@@ -69,6 +74,7 @@ class TeacherNetwork(nn.Module):
         self.input_map = input_map
         self.class_map = class_map
         self.precision = precision
+        self.classifiers = classifiers or {}
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -95,6 +101,7 @@ class TeacherNetwork(nn.Module):
             # mmcv's RoIAlign knows no bfloat16, and misreads channels_last in silence.
             feats = tuple(feat.to(images.dtype).contiguous() for feat in feats)
             for group in samples:
+                group = replace(group, name=self.classifiers.get(group.name, group.name))
                 logits = self.calibrator(self.tap.classify(self.detector, feats, group))
                 answers.append(logits if self.class_map is None else self.class_map(logits))
         return answers
@@ -121,6 +128,8 @@ class FrozenTeacher:
             ``TemperatureScaling(temperature=1.5)``.
         precision: ``'float32'``, ``'bfloat16'`` or ``'float16'``: what the teacher computes in,
             whatever the student does; None for that of the autocast around the step.
+        stages: For each stage of a cascade student the number of the teacher's stage that
+            teaches it; None for each its own.
 
     Attributes:
         network: None until :meth:`build`.
@@ -137,8 +146,10 @@ class FrozenTeacher:
         checkpoint: str | None = None,
         calibrator: dict | None = None,
         precision: str | None = None,
+        stages: Sequence[int] | None = None,
     ) -> None:
         check_source(config, checkpoint)
+        check_stages(stages)
         if precision not in (None, *PRECISIONS):
             raise ConfigError(
                 "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
@@ -147,6 +158,7 @@ class FrozenTeacher:
         self.config = config
         self.checkpoint = checkpoint
         self.precision = precision
+        self.stages = stages
         if calibrator is None:
             calibrator = dict(type='TemperatureScaling')
         self.calibrator = build_from_config(MODELS, calibrator, 'model.teacher.calibrator')
@@ -165,7 +177,7 @@ class FrozenTeacher:
         Raises:
             ConfigError: An unknown or missing key, or see the constructor.
         """
-        known = {'config', 'checkpoint', 'calibrator', 'precision'}
+        known = {'config', 'checkpoint', 'calibrator', 'precision', 'stages'}
         check_keys(cfg, 'model.teacher', known=known, required={'config'})
         return cls(**cfg)
 
@@ -195,6 +207,15 @@ class FrozenTeacher:
                 f'{CONFIG_KEY}: the teacher classifies by {tap.activation(detector)}, the '
                 f'student by {student_tap.activation(student)}: their logits cannot be compared'
             )
+        sampled = student_tap.sampled(student), tap.sampled(detector)
+        if sampled[0] != sampled[1]:
+            raise ConfigError(
+                f'{CONFIG_KEY}: the student classifies {sampled[0]}, the teacher {sampled[1]}: it '
+                "cannot be asked about the student's samples"
+            )
+        classifiers = match_stages(
+            self.stages, student_tap.classifiers(student), tap.classifiers(detector)
+        )
         stored_classes = load_weights(detector, source.checkpoint)
         teacher_classes = stored_classes or source.classes
         num_classes = student_tap.num_classes(student), tap.num_classes(detector)
@@ -211,7 +232,9 @@ class FrozenTeacher:
             ),
             'model.teacher.calibrator': (str(self.calibrator), _digest([_bytes(probe)])),
         }
-        class_map = match_classes(student_classes, teacher_classes, *num_classes)
+        class_map = match_classes(
+            student_classes, teacher_classes, *num_classes, tap.activation(detector)
+        )
         network = TeacherNetwork(
             detector,
             tap,
@@ -219,6 +242,7 @@ class FrozenTeacher:
             match_inputs(student.data_preprocessor, detector.data_preprocessor),
             class_map,
             self.precision,
+            classifiers,
         )
         self.network = network.to(next(student.parameters()).device)
         self._log(source, student_classes, teacher_classes)
@@ -253,7 +277,7 @@ class FrozenTeacher:
         if class_map is not None:
             classes = (
                 f'{len(class_map.columns)} classes matched by name, '
-                f'{len(class_map.background) - 1} of its own count as background'
+                f'{class_map.num_others} of its own count as background'
             )
         elif student_classes is None or teacher_classes is None:
             who = 'the student' if student_classes is None else 'the teacher'

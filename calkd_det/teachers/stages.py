@@ -1,0 +1,66 @@
+"""Decides which of the teacher's classifiers answers for which of the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from calkd_det.errors import ConfigError
+
+KEY = 'model.teacher.stages'
+
+
+def check_stages(stages: Any) -> None:
+    """Checks the value that a config gives, as far as no detector is needed.
+
+    Raises:
+        ConfigError: It is neither None nor a list of whole numbers >= 0.
+    """
+    if stages is None:
+        return
+    if not isinstance(stages, (list, tuple)) or not all(
+        isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages
+    ):
+        raise ConfigError(
+            f'{KEY} must be a list with the number, from 0, of the teacher stage that teaches '
+            f'each stage of the student, e.g. [0, 0, 0], or None, but is {stages!r}'
+        )
+
+
+def match_stages(
+    stages: Sequence[int] | None, student: Sequence[str], teacher: Sequence[str]
+) -> dict[str, str]:
+    """Finds the teacher's classifier for each of the student's.
+
+    Args:
+        stages: For each of the student's classifiers the index of the teacher's; None for each
+            its own, which needs equally many.
+        student: Names of the student's classifiers.
+        teacher: Names of the teacher's.
+
+    Returns:
+        The teacher's name by the student's.
+
+    Raises:
+        ConfigError: The numbers of classifiers differ and ``stages`` does not say what to do, or
+            it does not fit them.
+    """
+    count = f'the student has {_count(student)}, the teacher {_count(teacher)}'
+    if stages is None:
+        if len(student) != len(teacher):
+            choice = [min(i, len(teacher) - 1) for i in range(len(student))]
+            raise ConfigError(
+                f'model.teacher: {count}. Say which of the teacher teaches each of the student: '
+                f'teacher=dict(..., stages={choice})'
+            )
+        stages = range(len(student))
+    if len(stages) != len(student) or max(stages) >= len(teacher):
+        raise ConfigError(
+            f'{KEY} must hold one number below {len(teacher)} for each stage of the student, but '
+            f'is {list(stages)}; {count}'
+        )
+    return {name: teacher[stage] for name, stage in zip(student, stages)}
+
+
+def _count(names: Sequence[str]) -> str:
+    return f'{len(names)} stage{"s" * (len(names) != 1)} of classification'
