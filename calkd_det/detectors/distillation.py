@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
 from calkd_det.detectors.finite_watch import FiniteWatch
+from calkd_det.detectors.roi_fraction import hardest_samples
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
@@ -64,7 +65,7 @@ class DistillationMixin:
                 'student'
             )
         self.teacher = None if teacher is None else FrozenTeacher.from_config(teacher)
-        self.distillation = _build_losses(distillation)
+        self.distillation = build_losses(distillation)
         self._check_activation()
         self._finite_watch = FiniteWatch()
         self._checked_resume = False
@@ -107,16 +108,27 @@ class DistillationMixin:
         with find_tap(self, 'model').record(self) as samples:
             losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
         shapes = [data_sample.img_shape[:2] for data_sample in batch_data_samples]
-        losses.update(self._distill(batch_inputs, shapes, samples))
+        losses.update(self.distillation_losses(batch_inputs, shapes, samples))
         return losses
 
-    def _distill(
+    def distillation_losses(
         self,
         images: Tensor,
         image_shapes: Sequence[tuple[int, int]],
         samples: Sequence[ClassifierSamples],
     ) -> dict[str, Tensor]:
+        """Asks the teacher, compares, and diagnoses.
+
+        Args:
+            images: Normalised for the student, shape (B, 3, H, W).
+            image_shapes: Height and width in pixels of each image, without its padding.
+            samples: What the student's classifiers saw.
+
+        Returns:
+            The losses of distillation and what the log tells of the teacher.
+        """
         logs: dict[str, Tensor] = {}
+        samples = [hardest_samples(group, self.teacher.roi_fraction) for group in samples]
         answers = self.teacher(images, image_shapes, samples)
         self._finite_watch.note(samples, answers)
         for group, teacher_logits in zip(samples, answers):
@@ -220,7 +232,7 @@ def _arguments(cls: type) -> set[str]:
     return names - {'self', 'args', 'kwargs'}
 
 
-def _build_losses(cfg: Any) -> dict[str, nn.Module]:
+def build_losses(cfg: Any) -> dict[str, nn.Module]:
     """Builds one loss, or a dict of several, under the names they are logged by."""
     if cfg is None:
         return {}

@@ -1,6 +1,6 @@
 """Single-stage detectors with a calibrated teacher; their arguments are those of the mixin."""
 
-from mmdet.models.detectors import ATSS, FCOS, GFL, RTMDet, RetinaNet, YOLOX
+from mmdet.models.detectors import ATSS, FCOS, GFL, YOLOX, RetinaNet, RTMDet
 from mmdet.registry import MODELS
 
 from calkd_det.detectors.distillation import DistillationMixin

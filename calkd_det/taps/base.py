@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
+# What Tap.sampled says of every head that classifies RoIs.
+ROIS = 'RoIs'
+
 
 class Tap(ABC):
     """Knows one family of heads, and no detector in particular: every method is given one.
@@ -50,13 +53,25 @@ class Tap(ABC):
 
         Returns:
             A context manager. It gives a list that is empty inside the block, and on leaving it
-            holds one :class:`ClassifierSamples` for each classifier. Nothing stays behind on
-            the detector.
+            holds one :class:`ClassifierSamples` for each classifier that ran. Nothing stays
+            behind on the detector.
         """
 
     @abstractmethod
     def keep_classifier(self, detector: nn.Module) -> None:
         """Removes, in place, every part of a frozen detector that :meth:`classify` does not run."""
+
+    def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Adds to a frozen detector's features what all its classifiers share.
+
+        Args:
+            detector: The detector that answers, after :meth:`keep_classifier`.
+            feats: Its feature maps of the batch, each (B, D, H, W).
+
+        Returns:
+            The features that :meth:`classify` is given; floats of four dimensions, batch first.
+        """
+        return feats
 
     @abstractmethod
     def classify(
@@ -66,7 +81,7 @@ class Tap(ABC):
 
         Args:
             detector: The detector that answers.
-            feats: Its feature maps of the same batch, each (B, D, H, W).
+            feats: Those of :meth:`prepare`, of the same batch.
             samples: Whose ``locations`` and ``name`` say what is asked.
 
         Returns:

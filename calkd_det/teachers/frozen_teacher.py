@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,9 +18,10 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from calkd_det.calibration import Calibrator
-from calkd_det.config import build_from_config, check_keys
+from calkd_det.config import build_from_config, check_keys, check_number
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
 from calkd_det.taps import ClassifierSamples, Tap, find_tap
+from calkd_det.taps.base import ROIS
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import match_classes
 from calkd_det.teachers.folding import fold_batchnorm
@@ -51,6 +53,7 @@ class TeacherNetwork(nn.Module):
         class_map: From the teacher's classes to the student's; None where they are the same.
         classifiers: By the name of each of the student's classifiers that of the teacher's which
             answers for it; None for the same names.
+        channels_last: Whether its convolutions run in channels_last memory format.
         precision: A key of ``PRECISIONS`` that the network computes in; None for that of the
             autocast around it.
     """
@@ -64,11 +67,14 @@ class TeacherNetwork(nn.Module):
         class_map: nn.Module | None,
         precision: str | None = None,
         classifiers: dict[str, str] | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         detector = revert_sync_batchnorm(detector).eval()
         tap.keep_classifier(detector)
         self.detector = fold_batchnorm(detector)
+        if channels_last:
+            self.detector.to(memory_format=torch.channels_last)
         self.tap = tap
         self.calibrator = calibrator
         self.input_map = input_map
@@ -98,6 +104,7 @@ class TeacherNetwork(nn.Module):
         answers = []
         with self._autocast(images.device.type):
             feats = self.detector.extract_feat(self.input_map(images, image_shapes))
+            feats = self.tap.prepare(self.detector, feats)
             # mmcv's RoIAlign knows no bfloat16, and misreads channels_last in silence.
             feats = tuple(feat.to(images.dtype).contiguous() for feat in feats)
             for group in samples:
@@ -130,6 +137,10 @@ class FrozenTeacher:
             whatever the student does; None for that of the autocast around the step.
         stages: For each stage of a cascade student the number of the teacher's stage that
             teaches it; None for each its own.
+        channels_last: Run its convolutions in channels_last memory format. The logits are the
+            same up to rounding; which is faster depends on device and precision.
+        roi_fraction: Share of the RoIs, in (0, 1], that it is asked about, see
+            :func:`~calkd_det.detectors.roi_fraction.hardest_samples`.
 
     Attributes:
         network: None until :meth:`build`.
@@ -147,6 +158,8 @@ class FrozenTeacher:
         calibrator: dict | None = None,
         precision: str | None = None,
         stages: Sequence[int] | None = None,
+        channels_last: bool = False,
+        roi_fraction: float = 1.0,
     ) -> None:
         check_source(config, checkpoint)
         check_stages(stages)
@@ -155,6 +168,16 @@ class FrozenTeacher:
                 "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
                 f'of the step), but is {precision!r}; {did_you_mean(str(precision), PRECISIONS)}'
             )
+        if not isinstance(channels_last, bool):
+            raise ConfigError(
+                f'model.teacher.channels_last must be True or False, but is {channels_last!r}'
+            )
+        self.roi_fraction = check_number(roi_fraction, 'model.teacher.roi_fraction')
+        if self.roi_fraction > 1:
+            raise ConfigError(
+                f'model.teacher.roi_fraction must be a share in (0, 1], but is {roi_fraction!r}'
+            )
+        self.channels_last = channels_last
         self.config = config
         self.checkpoint = checkpoint
         self.precision = precision
@@ -177,7 +200,7 @@ class FrozenTeacher:
         Raises:
             ConfigError: An unknown or missing key, or see the constructor.
         """
-        known = {'config', 'checkpoint', 'calibrator', 'precision', 'stages'}
+        known = set(inspect.signature(cls).parameters)
         check_keys(cfg, 'model.teacher', known=known, required={'config'})
         return cls(**cfg)
 
@@ -213,6 +236,11 @@ class FrozenTeacher:
                 f'{CONFIG_KEY}: the student classifies {sampled[0]}, the teacher {sampled[1]}: it '
                 "cannot be asked about the student's samples"
             )
+        if self.roi_fraction < 1 and sampled[0] != ROIS:
+            raise ConfigError(
+                'model.teacher.roi_fraction must be 1 for a detector that does not sample RoIs: '
+                'its teacher classifies whole feature maps'
+            )
         classifiers = match_stages(
             self.stages, student_tap.classifiers(student), tap.classifiers(detector)
         )
@@ -243,6 +271,7 @@ class FrozenTeacher:
             class_map,
             self.precision,
             classifiers,
+            self.channels_last,
         )
         self.network = network.to(next(student.parameters()).device)
         self._log(source, student_classes, teacher_classes)

@@ -1,0 +1,31 @@
+"""Peak memory of a step."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from calkd_det.benchmark.subject import Subject
+from calkd_det.benchmark.ways import Way
+
+STEPS = 3
+
+
+def peak_bytes(subject: Subject, way: Way, amp: bool) -> int:
+    """Runs a few steps and gives the most memory that was in use.
+
+    On a GPU that is what torch's allocator held. On a CPU it is the resident set of the whole
+    process, imports included, so that it means something only in a process that does nothing
+    else.
+    """
+    step = way.prepare(subject, amp)
+    for _ in range(STEPS):
+        torch.manual_seed(0)
+        step()
+    if subject.device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(subject.device)
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

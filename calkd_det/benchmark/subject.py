@@ -1,0 +1,173 @@
+"""What is timed: the detectors of a CalKD config with random weights, and a batch of noise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config, ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from calkd_det.errors import ConfigError
+from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.teachers.checkpoint import load_weights
+from calkd_det.teachers.frozen_teacher import build_detector
+from calkd_det.teachers.source import read_source
+
+PREFIX = 'CalKD'
+BOXES_PER_IMAGE = 8
+
+
+@dataclass
+class Subject:
+    """A student, its teacher and a batch; each is built when it is first asked for.
+
+    Args:
+        cfg: A CalKD config.
+        teacher_checkpoint: A file that fills the teacher.
+        student_checkpoint: Weights of the student; None for random ones.
+        size: Height and width of the images, in pixels.
+        batch_size: Number of images.
+        device: Where everything is.
+    """
+
+    cfg: Config
+    teacher_checkpoint: Path
+    student_checkpoint: Path | None
+    size: tuple[int, int]
+    batch_size: int
+    device: torch.device
+
+    def student(self) -> nn.Module:
+        """The plain student, in training mode."""
+        model = without_pretrained(self.cfg.model)
+        model.type = model.type[len(PREFIX) :]
+        del model['teacher'], model['distillation']
+        return self._prepare(model)
+
+    def distilled(self, **teacher_options: Any) -> nn.Module:
+        """The distilled student, its teacher built, in training mode."""
+        model = without_pretrained(self.cfg.model)
+        model.teacher.update(checkpoint=str(self.teacher_checkpoint), **teacher_options)
+        return self._prepare(model)
+
+    def teacher(self) -> nn.Module:
+        """The teacher's whole detector as mmdet builds it, in evaluation mode, frozen."""
+        source = teacher_source(self.cfg, str(self.teacher_checkpoint))
+        detector = revert_sync_batchnorm(build_detector(source))
+        load_weights(detector, source.checkpoint)
+        return detector.to(self.device).eval().requires_grad_(False)
+
+    def optimizer(self, detector: nn.Module) -> OptimWrapper:
+        """The config's optimizer at a learning rate of zero: all of its work, the same weights."""
+        cfg = copy.deepcopy(self.cfg.optim_wrapper)
+        cfg.optimizer.lr = 0.0
+        cfg.type = 'OptimWrapper'
+        return build_optim_wrapper(detector, cfg)
+
+    @cached_property
+    def batch(self) -> dict[str, list]:
+        """Images of noise with boxes at random, as a data loader gives them."""
+        return noise_batch(self.size, self.batch_size, self._num_classes)
+
+    @cached_property
+    def _num_classes(self) -> int:
+        student = self.student()
+        return find_tap(student, 'model').num_classes(student)
+
+    def _prepare(self, model: ConfigDict) -> nn.Module:
+        torch.manual_seed(0)
+        detector = MODELS.build(model)
+        if self.student_checkpoint is not None:
+            load_weights(detector, str(self.student_checkpoint))
+        detector.to(self.device)
+        if hasattr(detector, 'teacher'):
+            detector.teacher.build(detector)
+        return detector.train()
+
+
+def check_config(cfg: Config) -> None:
+    """Checks that a config trains a distilled detector.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    model = cfg.get('model', {})
+    if not str(model.get('type')).startswith(PREFIX) or not model.get('distillation'):
+        raise ConfigError(
+            f'model.type is {model.get("type")!r}: the benchmark needs a config that distils, with '
+            "model.type='CalKD...', model.teacher and model.distillation"
+        )
+
+
+def teacher_source(cfg: Config, checkpoint: str) -> Any:
+    """The teacher of a config, without the pretrained backbone that it may name."""
+    source = read_source(cfg.model.teacher.config, checkpoint)
+    return type(source)(without_pretrained(source.model), source.checkpoint, source.classes)
+
+
+def write_random_teacher(cfg: Config, path: Path) -> None:
+    """Writes a checkpoint, of the usual format, with the teacher's initial weights."""
+    torch.manual_seed(1)
+    detector = build_detector(teacher_source(cfg, 'none'))
+    torch.save({'meta': {}, 'state_dict': detector.state_dict()}, path)
+
+
+def without_pretrained(model: Mapping) -> ConfigDict:
+    """A copy of a model's config that downloads nothing."""
+    model = ConfigDict(copy.deepcopy(dict(model)))
+    stack: list[Any] = [model]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            init_cfg = value.get('init_cfg')
+            if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
+                value['init_cfg'] = None
+            stack += value.values()
+        elif isinstance(value, (list, tuple)):
+            stack += value
+    return model
+
+
+def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dict[str, list]:
+    """uint8 images of noise, each with eight boxes of random place, size and class."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    inputs: list[Tensor] = []
+    data_samples: list[DetDataSample] = []
+    for _ in range(batch_size):
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        corners = torch.rand(BOXES_PER_IMAGE, 2, 2, generator=generator).sort(dim=1).values
+        boxes = corners * torch.tensor([width, height])
+        boxes[:, 1] = torch.maximum(boxes[:, 1], boxes[:, 0] + 8)
+        labels = torch.randint(0, num_classes, (BOXES_PER_IMAGE,), generator=generator)
+        data_sample = DetDataSample(
+            metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+        )
+        data_sample.gt_instances = InstanceData(bboxes=boxes.flatten(1), labels=labels)
+        data_sample.ignored_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
+        inputs.append(image)
+        data_samples.append(data_sample)
+    return dict(inputs=inputs, data_samples=data_samples)
+
+
+def detached(samples: list[ClassifierSamples]) -> list[ClassifierSamples]:
+    """The same samples without the student's graph, their logits leaves of a new one."""
+    return [
+        ClassifierSamples(
+            **{**vars(group), 'logits': group.logits.detach().clone().requires_grad_()}
+        )
+        for group in samples
+    ]

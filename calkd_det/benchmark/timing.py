@@ -1,0 +1,56 @@
+"""Times several steps in one process, in turn, so that all of them meet the same disturbances."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Callable
+
+import torch
+
+
+def alternate(
+    steps: Mapping[str, Callable[[], float | None]],
+    *,
+    rounds: int,
+    warm_up: int,
+    device: torch.device,
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """Runs every step once a round, each round beginning with another.
+
+    Args:
+        steps: By name.
+        rounds: How many are timed.
+        warm_up: How many go before, untimed.
+        device: Waited for before the clock is read.
+
+    Returns:
+        Seconds of each round by name, and what the last call of each step gave.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, float | None] = {}
+    names = list(steps)
+    for index in range(-warm_up, rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            torch.manual_seed(0)  # the same RoIs for all
+            _wait(device)
+            start = time.perf_counter()
+            losses[name] = steps[name]()
+            _wait(device)
+            if index >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds, losses
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile; all the same for one value."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    return tuple(statistics.quantiles(values, n=4, method='inclusive'))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
