@@ -39,6 +39,7 @@ from calkd_det.benchmark.ways import (  # noqa: E402
     WAYS,
     seen_samples,
 )
+from calkd_det.report.blocks import fill_blocks  # noqa: E402
 
 DESCRIPTION = """\
 Time a training step of CalKD configs, with random weights and a batch of noise: the plain
@@ -61,6 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG', help='CalKD configs')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_step'))
+    parser.add_argument(
+        '--page',
+        type=Path,
+        help='a page with <!-- begin step --> or <!-- begin growth -->: write the table there, and '
+        'the files into a folder of its name beside it',
+    )
     parser.add_argument('--device', type=torch.device, default='cuda' if gpu else 'cpu')
     parser.add_argument(
         '--image-size',
@@ -98,7 +105,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="as for mmdet's train.py",
     )
     parser.add_argument(MEASURE_MEMORY, dest='memory_of', help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.page:
+        args.out = args.page.with_suffix('')
+    return args
 
 
 def read_config(path: Path, options: dict[str, Any]) -> Config:
@@ -202,6 +212,9 @@ def main(argv: list[str] | None = None) -> int:
                 results.append({'pair': pair_name(config), **compare_ways(subject, config, args)})
     name, table = ('growth', growth_table) if args.growth else ('step', step_table)
     text = f'{table(results)}\n\n{caption(info)}\n'
+    if args.page:
+        page = fill_blocks(args.page.read_text('utf-8'), {name: text})
+        args.page.write_text(page, encoding='utf-8')
     content = json.dumps({'about': info, 'results': results}, indent=1)
     (args.out / f'{name}.json').write_text(content + '\n', encoding='utf-8')
     (args.out / f'{name}.md').write_text(text, encoding='utf-8')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def growth_points(subject: Subject, teachers: list[str], folder: Path) -> Iterat
     for images in (1, 2, 4):
         yield Point('images', str(images), replace(subject, batch_size=images))
     for number, teacher in enumerate(teachers):
-        cfg = subject.cfg.copy()
+        cfg = copy.deepcopy(subject.cfg)
         cfg.model.teacher.config = teacher
         file = folder / f'teacher-{number}.pth'
         write_random_teacher(cfg, file)
@@ -79,13 +80,13 @@ def rois_set_to(number: int) -> Callable[[Any], None]:
 
 
 def _changed(subject: Subject, change: Callable[[Any], None]) -> Subject:
-    cfg = subject.cfg.copy()
+    cfg = copy.deepcopy(subject.cfg)
     change(cfg.model)
     return replace(subject, cfg=cfg)
 
 
 def _with_classes(cfg: Config, number: int) -> Config:
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     teacher = teacher_source(cfg, 'none').model
     for model in (cfg.model, teacher):
         heads = model.roi_head.bbox_head

@@ -147,14 +147,15 @@ def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dic
     data_samples: list[DetDataSample] = []
     for _ in range(batch_size):
         image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        corners = torch.rand(BOXES_PER_IMAGE, 2, 2, generator=generator).sort(dim=1).values
-        boxes = corners * torch.tensor([width, height])
-        boxes[:, 1] = torch.maximum(boxes[:, 1], boxes[:, 0] + 8)
+        corner, extent = torch.rand(2, BOXES_PER_IMAGE, 2, generator=generator)
+        extent = 0.1 + 0.4 * extent
+        boxes = torch.cat([corner / 2, corner / 2 + extent], dim=1)
+        boxes *= torch.tensor([width, height, width, height])
         labels = torch.randint(0, num_classes, (BOXES_PER_IMAGE,), generator=generator)
         data_sample = DetDataSample(
             metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
         )
-        data_sample.gt_instances = InstanceData(bboxes=boxes.flatten(1), labels=labels)
+        data_sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
         data_sample.ignored_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
         )

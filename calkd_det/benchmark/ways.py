@@ -51,7 +51,7 @@ def train_step(
             logs = losses(detector.data_preprocessor(subject.batch, True))
         total, logs = detector.parse_losses(logs)
         optimizer.update_params(total)
-        kd = [float(value) for name, value in logs.items() if 'loss_kd' in name]
+        kd = [float(value.detach()) for name, value in logs.items() if 'loss_kd' in name]
         return sum(kd) if kd else None
 
     return step
@@ -196,7 +196,7 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
         logs = distilled.distillation_losses(data['inputs'], shapes, samples)
         total = sum(value for name, value in logs.items() if 'loss' in name)
         total.backward()
-        return float(total)
+        return float(total.detach())
 
     return step
 
