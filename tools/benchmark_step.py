@@ -24,6 +24,7 @@ from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 
 import calkd_det  # noqa: E402
+from calkd_det.benchmark.fraction_error import fraction_table, measure_fractions  # noqa: E402
 from calkd_det.benchmark.growth import growth_points  # noqa: E402
 from calkd_det.benchmark.memory import peak_bytes  # noqa: E402
 from calkd_det.benchmark.subject import Subject, check_config, write_random_teacher  # noqa: E402
@@ -93,6 +94,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
     parser.add_argument('--growth', action='store_true', help='how the cost grows, instead')
+    parser.add_argument(
+        '--fractions',
+        action='store_true',
+        help="instead: what teacher.roi_fraction leaves of the loss, on the config's training data "
+        'with its trained teacher and --student-checkpoint; writes fraction.md',
+    )
+    parser.add_argument('--batches', type=int, default=20, help='with --fractions')
     parser.add_argument('--teachers', nargs='+', default=TEACHERS, help='with --growth')
     parser.add_argument('--student-checkpoint', type=Path, help='default: random weights')
     parser.add_argument('--teacher-checkpoint', type=Path, help='default: random weights')
@@ -186,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     register_all_modules()
     MMLogger.get_instance('benchmark', log_level='ERROR')
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.fractions:
+        return write_fractions(args)
     info = about(args, argv)
     with tempfile.TemporaryDirectory() as folder:
         results = []
@@ -212,15 +222,30 @@ def main(argv: list[str] | None = None) -> int:
                 results.append({'pair': pair_name(config), **compare_ways(subject, config, args)})
     name, table = ('growth', growth_table) if args.growth else ('step', step_table)
     text = f'{table(results)}\n\n{caption(info)}\n'
+    write_text(name, text, args)
+    content = json.dumps({'about': info, 'results': results}, indent=1)
+    (args.out / f'{name}.json').write_text(content + '\n', encoding='utf-8')
+    if args.growth:
+        growth_plot(results, args.out / 'growth.png')
+    return 0
+
+
+def write_text(name: str, text: str, args: argparse.Namespace) -> None:
+    (args.out / f'{name}.md').write_text(text, encoding='utf-8')
     if args.page:
         page = fill_blocks(args.page.read_text('utf-8'), {name: text})
         args.page.write_text(page, encoding='utf-8')
-    content = json.dumps({'about': info, 'results': results}, indent=1)
-    (args.out / f'{name}.json').write_text(content + '\n', encoding='utf-8')
-    (args.out / f'{name}.md').write_text(text, encoding='utf-8')
-    if args.growth:
-        growth_plot(results, args.out / 'growth.png')
     print(text)
+
+
+def write_fractions(args: argparse.Namespace) -> int:
+    if args.student_checkpoint is None or len(args.configs) != 1:
+        raise SystemExit('--fractions needs one config and --student-checkpoint')
+    cfg = read_config(args.configs[0], args.cfg_options)
+    errors = measure_fractions(
+        cfg, args.student_checkpoint, args.batches, torch.device(args.device)
+    )
+    write_text('fraction', f'{fraction_table(errors)}\n', args)
     return 0
 
 

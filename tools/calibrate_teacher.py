@@ -49,7 +49,7 @@ train and test images are no such, so there is no default.
 
 writes, under DIR:
   temperature.json      for TemperatureScaling(temperature='DIR/temperature.json')
-  report.md             errors before and after, on three sets of samples
+  report.md             errors before and after, on each set of samples
   reliability_*.png     a diagram for each
 """
 

@@ -50,10 +50,7 @@ class Subject:
 
     def student(self) -> nn.Module:
         """The plain student, in training mode."""
-        model = without_pretrained(self.cfg.model)
-        model.type = model.type[len(PREFIX) :]
-        del model['teacher'], model['distillation']
-        return self._prepare(model)
+        return self._prepare(plain_model(self.cfg))
 
     def distilled(self, **teacher_options: Any) -> nn.Module:
         """The distilled student, its teacher built, in training mode."""
@@ -108,6 +105,14 @@ def check_config(cfg: Config) -> None:
             f'model.type is {model.get("type")!r}: the benchmark needs a config that distils, with '
             "model.type='CalKD...', model.teacher and model.distillation"
         )
+
+
+def plain_model(cfg: Config) -> ConfigDict:
+    """The model of a CalKD config without its distillation."""
+    model = without_pretrained(cfg.model)
+    model.type = model.type.removeprefix(PREFIX)
+    del model['teacher'], model['distillation']
+    return model
 
 
 def teacher_source(cfg: Config, checkpoint: str) -> Any:
