@@ -7,6 +7,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from calkd_det.config import check_number
+from calkd_det.losses.averaging import mean_over_samples
 
 
 def kd_loss(
@@ -44,8 +45,7 @@ def kd_loss(
     log_student = F.log_softmax(student_logits.float() / tau, dim=1)
     log_teacher = F.log_softmax(teacher_logits.detach().float() / tau, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction='none', log_target=True).sum(dim=1)
-    count = (weights > 0).sum().clamp(min=1)
-    return tau**2 * (weights.float() * divergence).sum() / count
+    return tau**2 * mean_over_samples(divergence, weights)
 
 
 @MODELS.register_module()
