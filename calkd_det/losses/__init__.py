@@ -1,5 +1,11 @@
 """Distillation losses: pure functions and a registered module around each."""
 
+from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss
 from calkd_det.losses.kd_loss import KDLoss, kd_loss
 
-__all__ = ['KDLoss', 'kd_loss']
+__all__ = [
+    'DKDLoss',
+    'KDLoss',
+    'dkd_loss',
+    'kd_loss',
+]
