@@ -2,13 +2,19 @@
 
 from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss
 from calkd_det.losses.kd_loss import KDLoss, kd_loss
+from calkd_det.losses.logit_standardization_kd_loss import (
+    LogitStandardizationKDLoss,
+    logit_standardization_kd_loss,
+)
 from calkd_det.losses.mlld_loss import MLLDLoss, mlld_loss
 
 __all__ = [
     'DKDLoss',
     'KDLoss',
+    'LogitStandardizationKDLoss',
     'MLLDLoss',
     'dkd_loss',
     'kd_loss',
+    'logit_standardization_kd_loss',
     'mlld_loss',
 ]
