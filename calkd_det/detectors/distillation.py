@@ -150,8 +150,8 @@ class DistillationMixin:
         """Says in the log where a resumed run has another teacher than it had before."""
         self._checked_resume = True
         hub = MessageHub.get_current_instance()
-        taus = ', '.join(str(getattr(loss, 'tau', None)) for loss in self.distillation.values())
-        now = {**self.teacher.identity, 'model.distillation.tau': (taus, taus)}
+        losses = ', '.join(map(str, self.distillation.values()))
+        now = {**self.teacher.identity, 'model.distillation': (losses, losses)}
         start = hub.get_info(RESUME_KEY)
         if start is None:
             hub.update_info(RESUME_KEY, now)

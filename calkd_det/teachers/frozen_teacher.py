@@ -259,6 +259,14 @@ class FrozenTeacher:
                 _digest(map(_bytes, detector.state_dict().values())),
             ),
             'model.teacher.calibrator': (str(self.calibrator), _digest([_bytes(probe)])),
+            **{
+                f'model.teacher.{name}': (str(value), str(value))
+                for name, value in (
+                    ('precision', self.precision),
+                    ('stages', self.stages),
+                    ('roi_fraction', self.roi_fraction),
+                )
+            },
         }
         class_map = match_classes(
             student_classes, teacher_classes, *num_classes, tap.activation(detector)

@@ -77,7 +77,8 @@ def test_resuming_with_another_teacher_or_temperature_is_told(
         f'model.teacher.checkpoint: {own}, but the run was started with {own} of other content.',
         'model.teacher.calibrator: TemperatureScaling(temperature=3.0), but the run was started '
         'with TemperatureScaling(temperature=1.5).',
-        'model.distillation.tau: 2.0, but the run was started with 1.0.',
+        'model.distillation: KDLoss(tau=2.0, loss_weight=1.0), but the run was started with '
+        'KDLoss(tau=1.0, loss_weight=1.0).',
     ]
     assert resume(4)[3:] == told[:1]
 
