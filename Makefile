@@ -23,7 +23,7 @@ demo: $(READY)
 	$(VENV)/bin/python tools/demo.py
 
 test: lint $(ORACLES)/.ready
-	$(VENV)/bin/python -m pytest -m 'not oracle'
+	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile
 	$(ORACLES)/bin/python -m pytest -m oracle
 
 lint: $(READY)
