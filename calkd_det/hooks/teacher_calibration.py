@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
 from calkd_det.taps import ClassifierSamples
 
+MAX_SAMPLES = 16_384  # of a classifier in a step
+
 
 @HOOKS.register_module()
 class TeacherCalibrationHook(Hook):
@@ -27,7 +30,9 @@ class TeacherCalibrationHook(Hook):
     It reads what the teacher answers anyway. ``teacher_ece``, ``teacher_ece_over`` and
     ``teacher_ece_under`` (top-label, equal-width bins; ECE = over + under, Kim et al. 2025) stand
     beside the losses, and a sentence an epoch says whether T leaves the teacher over- or
-    under-confident. On images that trained it, a teacher looks better calibrated than it is.
+    under-confident. On images that trained it, a teacher looks better calibrated than it is. A
+    dense head has hundreds of thousands of samples a step: every so many of them are looked at, at
+    each step others, and their background counts as a miss, whatever its score.
 
     Args:
         interval: Iterations between updates of the log, > 0. Between them nothing is computed.
@@ -50,6 +55,7 @@ class TeacherCalibrationHook(Hook):
         self.interval = interval
         self.total = ReliabilityAccumulator(num_bins)
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self._steps = 0
         self._handle: RemovableHandle | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -95,13 +101,25 @@ class TeacherCalibrationHook(Hook):
     ) -> None:
         # Kept on the device: binning checks its input, which would wait for it at every step.
         for samples, logits in zip(args[2], answers):
-            confidence, prediction = logits.softmax(dim=1).max(dim=1)
-            self._seen.append((confidence, prediction == samples.labels))
+            rows = self._rows(len(samples))
+            logits, labels = logits[rows], samples.labels[rows]
+            softmax = samples.activation == 'softmax'
+            scores = logits.softmax(dim=1) if softmax else logits.sigmoid()
+            confidence, prediction = scores.max(dim=1)
+            confidence = confidence.masked_fill(samples.weights[rows] == 0, math.nan)
+            self._seen.append((confidence, prediction == labels))
+
+    def _rows(self, number: int) -> slice:
+        """Every so many samples of a dense head, at each step others."""
+        stride = -(-number // MAX_SAMPLES) or 1
+        self._steps += 1
+        return slice(self._steps % stride, None, stride)
 
     def _update(self) -> Reliability | None:
         if self._seen:
             confidence, hit = (torch.cat(values) for values in zip(*self._seen))
-            finite = confidence.isfinite()  # a run that diverged is not for this hook to stop
+            # Samples without weight are NaN; a run that diverged is not for this hook to stop.
+            finite = confidence.isfinite()
             if finite.any():
                 self.total.update_confidences(confidence[finite], hit[finite])
             self._seen.clear()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from calkd_det.calibration.reliability import reliability
 from calkd_det.errors import ConfigError
-from calkd_det.hooks import TeacherCalibrationHook
+from calkd_det.hooks import TeacherCalibrationHook, teacher_calibration
 from calkd_det.taps import ClassifierSamples
 
 
@@ -132,3 +132,28 @@ def test_a_plain_detector_is_refused_and_a_switched_off_one_is_not() -> None:
 def test_bad_arguments(argument: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f'{argument} must be an integer > 0'):
         TeacherCalibrationHook(**{argument: value})
+
+
+@pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
+def test_samples_without_weight_and_most_of_a_dense_heads_are_left_out(activation: str) -> None:
+    hook = TeacherCalibrationHook()
+    number = teacher_calibration.MAX_SAMPLES * 3 - 5
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(number, 4, generator=generator)
+    weights = torch.ones(number)
+    weights[::2] = 0
+    samples = ClassifierSamples(
+        logits=logits,
+        labels=torch.randint(0, 4, (number,), generator=generator),
+        weights=weights,
+        locations=torch.zeros(number, 5),
+        activation=activation,
+    )
+    for _ in range(3):
+        hook._see(None, (None, None, [samples]), [logits])
+    overall = hook._update()
+    assert overall.num_samples == int((weights > 0).sum())  # three steps have seen each once
+    probs = logits.softmax(1) if activation == 'softmax' else logits.sigmoid()
+    keep = weights > 0
+    expected = reliability(probs[keep], samples.labels[keep], n_bins=15, activation=activation)
+    assert overall.ece == pytest.approx(expected.ece, abs=1e-6)
