@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import helpers
 import pytest
+from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -69,3 +71,27 @@ def test_the_mini_splits_are_the_right_ones() -> None:
     assert cfg.test_dataloader.dataset.ann_file == 'annotations/val.json'
     assert cfg.test_evaluator.ann_file == 'data/mini/annotations/val.json'
     assert cfg.test_dataloader.dataset.test_mode
+
+
+def test_a_students_classes_may_be_some_of_the_teachers(tmp_path: Path) -> None:
+    cfg = read('examples/subset_of_the_teachers_classes.py')
+    coco = CocoDataset.METAINFO['classes']
+    own = cfg.train_dataloader.dataset.metainfo.classes
+    assert set(own) < set(coco)
+    assert cfg.val_dataloader.dataset.metainfo.classes == own
+    assert cfg.test_evaluator.ann_file == 'data/street/annotations/val.json'
+
+    small = helpers.detector_config(num_classes=len(coco))  # in the place of the zoo's
+    helpers.save_teacher(tmp_path / 'teacher.pth', small, classes=coco)
+    cfg.model.teacher.update(
+        config=dict(model=small.to_dict()), checkpoint=str(tmp_path / 'teacher.pth')
+    )
+    cfg.model.backbone.init_cfg = None
+    detector = MODELS.build(cfg.model)
+    detector.dataset_meta = dict(classes=own)
+    detector.init_weights()
+    losses = helpers.loss(detector.train(), helpers.batch(num_classes=len(own)))
+    assert losses['loss_kd'] > 0
+    class_map = detector.teacher.network.class_map
+    assert [coco[column] for column in class_map.columns] == list(own)
+    assert class_map.num_others == 77

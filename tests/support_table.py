@@ -1,0 +1,74 @@
+"""Writes the tables of docs/detectors.md from what the tests of all detectors run on.
+
+python tests/support_table.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'detectors')]
+
+import helpers  # noqa: E402
+from cases import Case  # noqa: E402
+from torch import nn  # noqa: E402
+
+from calkd_det.report.blocks import fill_blocks  # noqa: E402
+from calkd_det.taps import find_tap  # noqa: E402
+from calkd_det.taps.refused import REFUSED  # noqa: E402
+
+PAGE = ROOT / 'docs' / 'detectors.md'
+
+
+def support_table(cases: list[Case], losses: dict[str, type[nn.Module]]) -> str:
+    """One line a case: both detectors, what is sampled, the losses that were tried on it."""
+    lines = [
+        "| case | `model.type` | student's head | teacher's head | samples | losses |",
+        '|---|---|---|---|---|---|',
+    ]
+    for case in cases:
+        student, teacher = helpers.build(case.student), helpers.build(case.teacher)
+        tap = find_tap(student, 'model')
+        fitting = [
+            f'`{name}`' for name, cls in losses.items() if cls.activation == tap.activation(student)
+        ]
+        lines.append(
+            f'| {case.name} | `{case.detector}` | {_head(student)} | {_head(teacher)} '
+            f'| {_samples(tap.sampled(student))} | {", ".join(fitting)} |'
+        )
+    return '\n'.join(lines)
+
+
+def refused_table() -> str:
+    """One line a head or loss that was tried and refused, with the reason."""
+    lines = ['| refused | because |', '|---|---|']
+    return '\n'.join(lines + [f'| `{name}` | {reason} |' for name, reason in REFUSED.items()])
+
+
+def filled_page() -> str:
+    """The page with both tables as they are now."""
+    from test_every_detector import CASES, LOSSES
+
+    blocks = {'support': support_table(CASES, LOSSES), 'refused': refused_table()}
+    return fill_blocks(PAGE.read_text('utf-8'), blocks)
+
+
+def _head(detector: nn.Module) -> str:
+    roi_head = getattr(detector, 'roi_head', None)
+    if roi_head is None:
+        return f'`{type(detector.bbox_head).__name__}`'
+    return f'`{type(roi_head).__name__}`'
+
+
+def _samples(words: str) -> str:
+    """Without the sizes of anchors."""
+    return words.split(' (')[0]
+
+
+if __name__ == '__main__':
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
+    PAGE.write_text(filled_page(), encoding='utf-8')
