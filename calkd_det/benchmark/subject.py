@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,5 @@ def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dic
 def detached(samples: list[ClassifierSamples]) -> list[ClassifierSamples]:
     """The same samples without the student's graph, their logits leaves of a new one."""
     return [
-        ClassifierSamples(
-            **{**vars(group), 'logits': group.logits.detach().clone().requires_grad_()}
-        )
-        for group in samples
+        replace(group, logits=group.logits.detach().clone().requires_grad_()) for group in samples
     ]

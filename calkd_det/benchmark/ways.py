@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 import torch
@@ -102,6 +102,7 @@ def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
         with autocast(subject.device, amp):
             feats = teacher.extract_feat(data['inputs'])
             feats = tuple(feat.to(data['inputs'].dtype) for feat in feats)
+            feats = tap.prepare(teacher, feats)
             for group in samples:
                 tap.classify(teacher, feats, group)
 
@@ -153,14 +154,10 @@ def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
         feats.clear()
         with tap.record(student) as seen:
             logs = student(**data, mode='loss')
-        again = [
-            ClassifierSamples(
-                **{**vars(group), 'logits': tap.classify(student, feats[0], group)},
-            )
-            for group in seen
-        ]
+        own_feats = tap.prepare(student, feats[0])
+        again = [replace(group, logits=tap.classify(student, own_feats, group)) for group in seen]
         with torch.no_grad():
-            teacher_feats = teacher.extract_feat(data['inputs'])
+            teacher_feats = tap.prepare(teacher, teacher.extract_feat(data['inputs']))
             answers = [tap.classify(teacher, teacher_feats, group) for group in seen]
         return {**logs, **compare(subject, again, answers)}
 
@@ -178,6 +175,7 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
     network = distilled.teacher.network
     with torch.no_grad(), autocast(subject.device, amp):
         feats = network.detector.extract_feat(data['inputs'])
+        feats = network.tap.prepare(network.detector, feats)
         raw = [network.tap.classify(network.detector, feats, group) for group in samples]
 
     class Answers:
@@ -225,10 +223,8 @@ def seen_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamp
 
 
 def _first(group: ClassifierSamples, count: int) -> ClassifierSamples:
-    parts = {
-        name: getattr(group, name)[:count] for name in ('logits', 'labels', 'weights', 'locations')
-    }
-    return ClassifierSamples(**{**vars(group), **parts})
+    columns = ('logits', 'labels', 'weights')  # what losses look at
+    return replace(group, **{name: getattr(group, name)[:count] for name in columns})
 
 
 STUDENT = Way('student alone', "mmdet's own training step", student_alone)
