@@ -2,10 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import helpers
+import torch
 from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from calkd_det.detectors import DistillationMixin
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What the own modules of two plain detectors saw of one classifier in a step.
+
+    Attributes:
+        student: The student's class logits, shape (N, K).
+        teacher: The teacher's for the same samples, not calibrated, shape (N, K').
+        labels: Assigned classes, int64, shape (N,).
+        weights: Of the labels, shape (N,).
+        name: Prefix of the classifier's losses, '' where there is but one.
+        factor: The head's own factor on this classifier's losses.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    weights: Tensor
+    name: str = ''
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the tests look into the heads of one kind, by other means than a tap.
+
+    Attributes:
+        classifiers: The layers of a detector whose outputs are class logits.
+        capture: Given a case, its plain student in train mode and its plain teacher in eval
+            mode, computes the student's losses of ``case.batch()``, has the teacher answer, and
+            returns what was seen for each classifier. The seed is set before it is called.
+        not_asked: A pattern of the names, within a detector, of modules that a teacher must not
+            run.
+        take_samples_away: Makes a student sample nothing of a batch without objects; None where
+            its samples are whatever the images hold, or mmdet's own loss needs some.
+    """
+
+    classifiers: Callable[[nn.Module], list[nn.Module]]
+    capture: Callable[[Case, nn.Module, nn.Module], list[Captured]]
+    not_asked: str
+    take_samples_away: Callable[[nn.Module], None] | None = None
+
+
+def plain_class(detector: nn.Module) -> type[nn.Module]:
+    """The mmdet class of a detector, distilled or not."""
+    is_distilled = isinstance(detector, DistillationMixin)
+    return type(detector).__mro__[2] if is_distilled else type(detector)
 
 
 @dataclass(frozen=True)
@@ -16,6 +70,7 @@ class Case:
         name: For the test's id and the table in the docs, e.g. ``Cascade R-CNN``.
         student: The plain student's ``model`` dict.
         teacher: The teacher's ``model`` dict, wider than the student's.
+        head: How the tests look into both.
         distillation: Config of the loss.
         teacher_options: Further keys of ``model.teacher``.
         batch_options: For ``helpers.batch``.
@@ -24,6 +79,7 @@ class Case:
     name: str
     student: ConfigDict
     teacher: ConfigDict
+    head: Head
     distillation: dict[str, Any] = field(default_factory=lambda: dict(type='KDLoss'))
     teacher_options: dict[str, Any] = field(default_factory=dict)
     batch_options: dict[str, Any] = field(default_factory=dict)
@@ -32,3 +88,31 @@ class Case:
     def detector(self) -> str:
         """Name of the distilled detector's class."""
         return f'CalKD{self.student.type}'
+
+    @torch.no_grad()
+    def sharpen(self, detector: nn.Module, seed: int) -> None:
+        """Gives class logits a spread over the batch: mmdet's initial ones are alike."""
+        generator = torch.Generator().manual_seed(seed)
+        layers = self.head.classifiers(detector)
+        seen: list[list[Tensor]] = [[] for _ in layers]
+        handles = []
+        for layer, outputs in zip(layers, seen):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.zero_()
+            handles.append(
+                layer.register_forward_hook(lambda m, args, output, to=outputs: to.append(output))
+            )
+        training = detector.training
+        data = detector.data_preprocessor(self.batch(), True)
+        plain_class(detector).loss(detector.eval(), data['inputs'], data['data_samples'])
+        detector.train(training)
+        for handle, layer, outputs in zip(handles, layers, seen):
+            handle.remove()
+            logits = torch.cat([out.movedim(1, -1).reshape(-1, out.shape[1]) for out in outputs])
+            scale = 3 / logits.std(dim=0).mean()
+            layer.weight.mul_(scale)
+            layer.bias.copy_(-scale * logits.mean(dim=0))
+
+    def batch(self, **changes: Any) -> dict[str, list]:
+        """The case's batch."""
+        return helpers.batch(**{**self.batch_options, **changes})

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 CLASSES = ('cat', 'dog', 'bird')
@@ -100,8 +102,13 @@ def batch(
     num_boxes: int = 3,
     num_classes: int = len(CLASSES),
     seed: int = 0,
+    masks: bool = False,
+    segmentation: int = 0,
 ) -> dict[str, list]:
-    """A batch as a data loader gives it: uint8 images and annotated data samples."""
+    """A batch as a data loader gives it: uint8 images and annotated data samples.
+
+    ``masks`` are the boxes' own; ``segmentation`` is the number of classes of a random map.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs, data_samples = [], []
     for height, width in sizes:
@@ -124,6 +131,14 @@ def batch(
         sample.ignored_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
         )
+        if masks:
+            filled = np.zeros((num_boxes, height, width), np.uint8)
+            for mask, (x1, y1, x2, y2) in zip(filled, sample.gt_instances.bboxes.int().tolist()):
+                mask[y1:y2, x1:x2] = 1
+            sample.gt_instances.masks = BitmapMasks(filled, height, width)
+        if segmentation:
+            labels = torch.randint(0, segmentation, (1, height, width), generator=generator)
+            sample.gt_sem_seg = PixelData(sem_seg=labels)
         data_samples.append(sample)
     return dict(inputs=inputs, data_samples=data_samples)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
-from calkd_det.taps.refused import REFUSED
+from calkd_det.taps.refused import reason_against
 from calkd_det.taps.roi_head import RoIHeadTap
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
@@ -30,11 +30,18 @@ def find_tap(detector: nn.Module, key: str) -> Tap:
         (h for name in ('roi_head', 'bbox_head') if (h := getattr(detector, name, None))), None
     )
     what = type(head).__name__ if head is not None else 'no head'
-    reason = REFUSED.get(what)
+    reason = reason_against(detector)
     raise ConfigError(
         f'{key}: CalKD-Det cannot read the class logits of a {type(detector).__name__} with '
         f'{what}{f": {reason}" if reason else ""}. It knows {"; ".join(t.heads for t in TAPS)}'
     )
 
 
-__all__ = ['TAPS', 'Activation', 'ClassifierSamples', 'RoIHeadTap', 'Tap', 'find_tap']
+__all__ = [
+    'TAPS',
+    'Activation',
+    'ClassifierSamples',
+    'RoIHeadTap',
+    'Tap',
+    'find_tap',
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from mmdet.structures import SampleList
@@ -20,9 +20,11 @@ class Tap(ABC):
 
     Attributes:
         heads: The heads that it supports, for the sentence that refuses another.
+        sets: By the name of a set of :meth:`sample_sets` what its samples are, for a report.
     """
 
     heads: str
+    sets: Mapping[str, str] = {}
 
     @abstractmethod
     def supports(self, detector: nn.Module) -> bool:

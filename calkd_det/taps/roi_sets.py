@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmdet.models.layers import multiclass_nms
+from mmdet.models.roi_heads import SCNetRoIHead
 from mmdet.models.task_modules import AssignResult, BaseSampler, SamplingResult
 from mmdet.structures import DetDataSample, SampleList
 from mmdet.structures.bbox import bbox2roi
@@ -38,30 +40,69 @@ class SeenImage:
 
 @contextmanager
 def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[SeenImage]]:
-    """Seeds a RoI head's sampler anew for each image, and notes what it is given.
+    """Seeds a RoI head's samplers anew for each image, and notes what the first is given.
 
-    The mask branch is set aside meanwhile: it has no part in classification, and its loss would
-    need masks. Head and sampler are as before on leaving, also after an error.
+    Branches without a part in classification are set aside meanwhile, as their losses would need
+    masks or a segmentation, and so is what a head learns of the samples that it sees. Head and
+    samplers are as before on leaving, also after an error.
 
     Args:
-        roi_head: mmdet's ``StandardRoIHead``.
+        roi_head: A RoI head of mmdet that a tap knows.
         seeds: One for each image of the batch.
 
     Returns:
         A context manager; its list gets one entry for each image.
     """
     sampler = roi_head.bbox_sampler
-    mask_head = getattr(roi_head, 'mask_head', None)
-    watcher = _WatchedSampler(sampler, seeds)
-    roi_head.bbox_sampler = watcher
-    if mask_head is not None:
-        roi_head.mask_head = None
+    watchers = [
+        _WatchedSampler(each, seeds)
+        for each in (sampler if isinstance(sampler, list) else [sampler])
+    ]
+    with ExitStack() as stack:
+        for name, value in {
+            'bbox_sampler': watchers if isinstance(sampler, list) else watchers[0],
+            'mask_head': None,
+            'interleaved': False,  # HTC refines the boxes of the next stage for its masks
+            'iou_history': [],  # Dynamic R-CNN's statistics of the samples that it was given
+            'beta_history': [],
+        }.items():
+            if getattr(roi_head, name, None) is not None:
+                stack.enter_context(_replaced(roi_head, name, value))
+        if 'dynamic_rcnn' in (roi_head.train_cfg or {}):
+            stack.enter_context(
+                _replaced(roi_head.train_cfg.dynamic_rcnn, 'update_iter_interval', sys.maxsize)
+            )
+        if getattr(roi_head, 'semantic_head', None) is not None:
+            semantic = _FeaturesOnly(roi_head.semantic_head)
+            stack.enter_context(_replaced(roi_head, 'semantic_head', semantic))
+        if isinstance(roi_head, SCNetRoIHead):  # it asks for its mask loss in any case
+            roi_head.mask_loss = lambda *args, **kwargs: {'loss_mask': {'loss_mask': 0}}
+            stack.callback(delattr, roi_head, 'mask_loss')
+        yield watchers[0].seen
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    old = getattr(owner, name)
+    setattr(owner, name, value)
     try:
-        yield watcher.seen
+        yield
     finally:
-        roi_head.bbox_sampler = sampler
-        if mask_head is not None:
-            roi_head.mask_head = mask_head
+        setattr(owner, name, old)
+
+
+class _FeaturesOnly(nn.Module):
+    """A semantic head without its loss."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return self.head(feats)
+
+    def loss(self, prediction: Tensor, segmentation: Tensor) -> Tensor:
+        return prediction.sum() * 0
 
 
 def classify_proposals(

@@ -21,7 +21,8 @@ class ClassifierSamples:
         weights: The head's own weight of each sample's label, float, shape (N,), >= 0.
         locations: Where the samples came from, float, as the tap of the head family needs it
             to ask another detector about them; RoI heads: (N, 5), image index, x1, y1, x2, y2
-            in pixels of the batched image.
+            in pixels of the batched image; dense heads: (L, 2), height and width of each level's
+            map, on the CPU.
         activation: How the head turns logits into scores.
         name: Which classifier of the detector, '' where there is but one.
         factor: The head's own factor on this classifier's loss; distillation takes it over.

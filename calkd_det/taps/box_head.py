@@ -1,0 +1,142 @@
+"""The box heads of two-stage detectors: what their classifier sees, and it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from mmdet.models.roi_heads.bbox_heads import (
+    BBoxHead,
+    DIIHead,
+    DoubleConvFCBBoxHead,
+    MultiInstanceBBoxHead,
+    SABLHead,
+)
+from torch import Tensor, nn
+
+from calkd_det.taps.samples import Activation, ClassifierSamples
+
+# Every readable head has C + 1 logits, and mmdet turns them into scores by a softmax.
+ACTIVATION: Activation = 'softmax'
+
+_REGRESSION = ('fc_reg', 'reg_', 'upsample_', 'res_block', 'conv_branch', 'loss_bbox')
+
+
+class BoxHeadRecord:
+    """What a box head saw in a step: RoIs, class logits, labels and their weights.
+
+    Where the head runs several times (OHEM looks at every proposal before it samples), the last
+    run is the one that makes the loss.
+    """
+
+    def __init__(self) -> None:
+        self._extracted: Tensor | None = None
+        self._rois: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._weights: Tensor | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Whether the head ran."""
+        return self._logits is not None
+
+    def see_rois(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._extracted = args[1] if len(args) > 1 else kwargs['rois']
+
+    def see_logits(self, module: nn.Module, args: tuple, output: tuple[Tensor, ...]) -> None:
+        # A mask branch may share the extractor: its RoIs come after the box head's run.
+        self._rois, self._logits = self._extracted, output[0]
+        self._labels = self._weights = None
+
+    def see_targets(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # PISA looks at its loss of the foreground before the one that counts, without weights.
+        self._logits, self._labels, self._weights = (*args, None)[:3]
+
+    def samples(self, name: str = '', factor: float = 1.0) -> ClassifierSamples:
+        """What was seen, under a classifier's name and with its factor.
+
+        Raises:
+            RuntimeError: The head did not run.
+        """
+        if self._logits is None:
+            raise RuntimeError('the box head did not run while its loss was computed')
+        labels, weights = self._labels, self._weights
+        if labels is None:  # mmdet does not call loss_cls where there is no RoI
+            labels = self._logits.new_zeros(0, dtype=int)
+            weights = self._logits.new_zeros(0)
+        return ClassifierSamples(
+            logits=self._logits,
+            labels=labels,
+            weights=weights,
+            locations=self._rois,
+            activation=ACTIVATION,
+            name=name,
+            factor=factor,
+        )
+
+
+@contextmanager
+def watch_box_head(extractor: nn.Module, head: nn.Module) -> Iterator[BoxHeadRecord]:
+    """Records a box head's runs by hooks on its RoI extractor, itself and its ``loss_cls``."""
+    record = BoxHeadRecord()
+    with ExitStack() as hooks:
+        for handle in (
+            extractor.register_forward_pre_hook(record.see_rois, with_kwargs=True),
+            head.register_forward_hook(record.see_logits),
+            head.loss_cls.register_forward_pre_hook(record.see_targets, with_kwargs=True),
+        ):
+            hooks.callback(handle.remove)
+        yield record
+
+
+def is_readable(head: nn.Module) -> bool:
+    """Whether a box head classifies by one softmax over C + 1 logits."""
+    return (
+        isinstance(head, (BBoxHead, SABLHead))
+        and not isinstance(head, (DIIHead, MultiInstanceBBoxHead))
+        and getattr(head, 'with_cls', True)  # SABL's head has no such switch
+        and not getattr(head.loss_cls, 'use_sigmoid', False)
+        and not getattr(head.loss_cls, 'custom_cls_channels', False)
+        and not getattr(head.loss_cls, 'custom_activation', False)
+    )
+
+
+def class_logits(head: nn.Module, roi_feats: Tensor) -> Tensor:
+    """The class logits of a box head alone, without its regression where that is a branch.
+
+    Args:
+        head: One that :func:`is_readable`, whole or after :func:`drop_regression`.
+        roi_feats: Float, shape (N, D, H, W).
+
+    Returns:
+        Logits, shape (N, C + 1).
+    """
+    if isinstance(head, SABLHead):
+        return _classify(roi_feats, head.cls_fcs, head)
+    if isinstance(head, DoubleConvFCBBoxHead):
+        return _classify(roi_feats, head.fc_branch, head)
+    return head(roi_feats)[0]
+
+
+def drop_regression(head: nn.Module) -> None:
+    """Removes, in place, every part of a box head that :func:`class_logits` does not run."""
+    head.with_reg = False
+    for name, child in list(head.named_children()):
+        if name.startswith(_REGRESSION):
+            setattr(head, name, nn.ModuleList() if isinstance(child, nn.ModuleList) else None)
+
+
+def keep_children(module: nn.Module, names: Iterable[str]) -> None:
+    """Removes, in place, every child of a module but those named."""
+    for name, _ in list(module.named_children()):
+        if name not in names:
+            setattr(module, name, None)
+
+
+def _classify(roi_feats: Tensor, fcs: nn.ModuleList, head: nn.Module) -> Tensor:
+    x = roi_feats.flatten(1)
+    for fc in fcs:
+        x = head.relu(fc(x))
+    return head.fc_cls(x)
