@@ -6,11 +6,12 @@ from torch import nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
+from calkd_det.taps.cascade_roi_head import CascadeRoIHeadTap
 from calkd_det.taps.refused import reason_against
 from calkd_det.taps.roi_head import RoIHeadTap
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
-TAPS: tuple[Tap, ...] = (RoIHeadTap(),)
+TAPS: tuple[Tap, ...] = (RoIHeadTap(), CascadeRoIHeadTap())
 
 
 def find_tap(detector: nn.Module, key: str) -> Tap:
@@ -40,6 +41,7 @@ def find_tap(detector: nn.Module, key: str) -> Tap:
 __all__ = [
     'TAPS',
     'Activation',
+    'CascadeRoIHeadTap',
     'ClassifierSamples',
     'RoIHeadTap',
     'Tap',

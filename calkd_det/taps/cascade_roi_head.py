@@ -1,0 +1,163 @@
+"""The tap of cascades: in each stage the sampled RoIs and the logits of the box head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import ClassVar
+
+import torch
+from mmdet.models.layers import adaptive_avg_pool2d
+from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead
+from mmdet.structures import SampleList
+from mmengine.structures import PixelData
+from torch import Tensor, nn
+
+from calkd_det.taps.base import ROIS, Tap
+from calkd_det.taps.box_head import (
+    ACTIVATION,
+    class_logits,
+    drop_regression,
+    is_readable,
+    keep_children,
+    watch_box_head,
+)
+from calkd_det.taps.roi_sets import watch_sampler
+from calkd_det.taps.samples import Activation, ClassifierSamples
+
+ROI_HEADS = (CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead)
+
+
+class CascadeRoIHeadTap(Tap):
+    """Taps mmdet's ``CascadeRoIHead`` and its kin, each stage as a RoI head of its own.
+
+    The stages are the classifiers ``s0``, ``s1``, ..., as mmdet names their losses. Each is
+    asked about the RoIs of that stage, which the student's stages before it have refined.
+    """
+
+    heads = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with plain softmax classifiers'
+    sets: ClassVar[Mapping[str, str]] = {
+        'distillation': (
+            'The RoIs that distillation sees, those of all stages: proposals, refined from stage '
+            'to stage, and ground truth, sampled as in training'
+        ),
+        **{f's{stage}': f'The RoIs of stage {stage}' for stage in range(10)},
+    }
+
+    def supports(self, detector: nn.Module) -> bool:
+        roi_head = getattr(detector, 'roi_head', None)
+        # The exact class: a subclass may forward its box heads in other ways.
+        return (
+            type(roi_head) in ROI_HEADS
+            and roi_head.with_bbox
+            and all(is_readable(head) for head in roi_head.bbox_head)
+            and len({head.num_classes for head in roi_head.bbox_head}) == 1
+        )
+
+    def num_classes(self, detector: nn.Module) -> int:
+        return detector.roi_head.bbox_head[0].num_classes
+
+    def activation(self, detector: nn.Module) -> Activation:
+        return ACTIVATION
+
+    def classifiers(self, detector: nn.Module) -> tuple[str, ...]:
+        return tuple(f's{stage}' for stage in range(detector.roi_head.num_stages))
+
+    def sampled(self, detector: nn.Module) -> str:
+        return ROIS
+
+    @contextmanager
+    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+        roi_head = detector.roi_head
+        samples: list[ClassifierSamples] = []
+        with ExitStack() as stack:
+            records = [
+                stack.enter_context(watch_box_head(extractor, head))
+                for extractor, head in zip(roi_head.bbox_roi_extractor, roi_head.bbox_head)
+            ]
+            yield samples
+        for name, record, factor in zip(
+            self.classifiers(detector), records, roi_head.stage_loss_weights
+        ):
+            # mmdet ends the cascade at a stage without RoIs.
+            if record.ran or not samples:
+                samples.append(record.samples(name, float(factor)))
+
+    def keep_classifier(self, detector: nn.Module) -> None:
+        roi_head = detector.roi_head
+        names = {'bbox_roi_extractor', 'bbox_head'}
+        if _fuses_semantics(roi_head):
+            names |= {'semantic_roi_extractor', 'semantic_head'}
+            roi_head.semantic_head.conv_logits = nn.Identity()
+        if _fuses_context(roi_head):
+            names.add('glbctx_head')
+            roi_head.glbctx_head.fc = nn.Identity()
+        detector.rpn_head = None
+        keep_children(roi_head, names)
+        for head in roi_head.bbox_head:
+            drop_regression(head)
+
+    def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        roi_head = detector.roi_head
+        shared = []
+        if _fuses_semantics(roi_head):
+            shared.append(roi_head.semantic_head(feats)[1])
+        if _fuses_context(roi_head):
+            shared.append(roi_head.glbctx_head(feats)[1])
+        return (*feats, *shared)
+
+    def classify(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
+    ) -> Tensor:
+        roi_head, rois = detector.roi_head, samples.locations
+        stage = self.classifiers(detector).index(samples.name)
+        extractor = roi_head.bbox_roi_extractor[stage]
+        roi_feats = extractor(feats[: extractor.num_inputs], rois)
+        *feats, context = feats if _fuses_context(roi_head) else (*feats, None)
+        if _fuses_semantics(roi_head):
+            semantic = roi_head.semantic_roi_extractor([feats[-1]], rois)
+            if semantic.shape[-2:] != roi_feats.shape[-2:]:
+                semantic = adaptive_avg_pool2d(semantic, roi_feats.shape[-2:])
+            roi_feats = roi_feats + semantic
+        if context is not None:
+            roi_feats = roi_feats + context[rois[:, 0].long()]
+        return class_logits(roi_head.bbox_head[stage], roi_feats)
+
+    @torch.no_grad()
+    def sample_sets(
+        self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
+    ) -> dict[str, ClassifierSamples]:
+        """See :meth:`Tap.sample_sets`.
+
+        ``distillation``: the RoIs of all stages together, as one temperature acts on them all.
+        ``s0``, ``s1``, ...: those of each stage. There are no detections: mmdet scores a box by
+        the mean of the stages' logits, and the stages were taught at different IoUs when a box
+        is right.
+        """
+        if getattr(detector.roi_head, 'semantic_head', None) is not None:
+            # mmdet asks for a segmentation, which the loss set aside does not look at.
+            segmentation = PixelData(sem_seg=images.new_zeros(1, 1, 1, dtype=torch.long))
+            data_samples = [sample.new() for sample in data_samples]
+            for sample in data_samples:
+                sample.gt_sem_seg = segmentation
+        with watch_sampler(detector.roi_head, seeds), self.record(detector) as samples:
+            detector.loss(images, data_samples)
+        return {'distillation': _join(samples), **{group.name: group for group in samples}}
+
+
+def _fuses_semantics(roi_head: nn.Module) -> bool:
+    return getattr(roi_head, 'semantic_head', None) is not None and 'bbox' in getattr(
+        roi_head, 'semantic_fusion', ('bbox',)
+    )
+
+
+def _fuses_context(roi_head: nn.Module) -> bool:
+    return getattr(roi_head, 'glbctx_head', None) is not None
+
+
+def _join(samples: Sequence[ClassifierSamples]) -> ClassifierSamples:
+    columns = ('logits', 'labels', 'weights', 'locations')
+    return ClassifierSamples(
+        **{name: torch.cat([getattr(group, name) for group in samples]) for name in columns},
+        activation=ACTIVATION,
+    )
