@@ -1,0 +1,154 @@
+"""Distillation of classifiers that score each class by itself, as dense heads do."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmdet.utils import reduce_mean
+from torch import Tensor, nn
+
+from calkd_det.config import check_number
+from calkd_det.errors import ConfigError, did_you_mean
+
+Weighting = Literal['all', 'foreground', 'difference']
+
+
+def binary_kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    tau: float = 1.0,
+    weighting: Weighting = 'difference',
+) -> Tensor:
+    r"""Kullback-Leibler divergence of the student's sigmoid scores from the teacher's.
+
+    Each class of each sample is a question of its own, answered yes with :math:`p = \sigma(z)`:
+
+    .. math::
+        \frac{\tau^2}{F} \sum_n w_n \sum_c v_{nc} \left(
+        p^t_{nc} \log \frac{p^t_{nc}}{p^s_{nc}} +
+        (1 - p^t_{nc}) \log \frac{1 - p^t_{nc}}{1 - p^s_{nc}} \right),
+        \quad p = \sigma(z / \tau)
+
+    It is summed over classes and samples and divided by F, the number of samples with an object,
+    by which dense heads divide their own loss: the mean over the processes of a distributed
+    training, one at least. The weight :math:`v_{nc}` says what of it counts, for of a hundred
+    thousand samples nearly all are background that both deny:
+
+    ``'difference'``
+        :math:`|p^t - p^s|`: where they agree, nothing is to be learnt, so that the background
+        counts only where one of them takes it for an object. As in BCKD (Yang et al., `Bridging
+        Cross-task Protocol Inconsistency for Distillation in Dense Object Detection
+        <https://arxiv.org/abs/2308.14286>`_) and CrossKD (Wang et al., `arXiv 2306.11369
+        <https://arxiv.org/abs/2306.11369>`_), which put it before a cross-entropy; before the
+        divergence, equal scores are the minimum, which is zero. The gradient flows through it.
+    ``'foreground'``
+        1 where the student's head has assigned an object, else 0. The region of classification
+        in LD (Zheng et al., `arXiv 2102.12252 <https://arxiv.org/abs/2102.12252>`_); what the
+        teacher thinks of the background is not taught.
+    ``'all'``
+        1. The plain divergence. A temperature above one, T of the calibrator or tau, draws the
+        scores of all background towards 1/2, and their number makes this the greatest part.
+
+    Args:
+        student_logits: Float, shape (N, C).
+        teacher_logits: Float, shape (N, C), already calibrated, i.e. divided by the teacher's
+            own temperature T. Gradients do not flow into it.
+        labels: Assigned classes, int64, shape (N,); C is the background.
+        weights: Float, shape (N,), >= 0.
+        tau: The distillation temperature, > 0, that softens both sides.
+        weighting: See above.
+
+    Returns:
+        A float32 scalar; zero, with a graph, where there is no sample.
+
+    Example:
+        >>> import torch
+        >>> z, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([0])
+        >>> binary_kd_loss(z, z / 1.5, labels, torch.ones(1)) > 0
+        tensor(True)
+        >>> binary_kd_loss(z, z, labels, torch.ones(1))
+        tensor(0.)
+    """
+    student = student_logits.float() / tau
+    teacher = teacher_logits.detach().float() / tau
+    score = teacher.sigmoid()
+    # A cross-entropy less the teacher's entropy: equal logits cancel to zero exactly.
+    divergence = F.binary_cross_entropy_with_logits(student, score, reduction='none')
+    divergence = divergence - F.binary_cross_entropy_with_logits(teacher, score, reduction='none')
+    foreground = (labels < student_logits.shape[1]) & (weights > 0)
+    weights = weights.float()
+    if weighting == 'difference':
+        divergence = divergence * (score - student.sigmoid()).abs()
+    elif weighting == 'foreground':
+        weights = weights * foreground
+    count = reduce_mean(foreground.sum().float()).clamp(min=1)
+    return tau**2 * (weights * divergence.sum(dim=1)).sum() / count
+
+
+@MODELS.register_module()
+class BinaryKDLoss(nn.Module):
+    """:func:`binary_kd_loss` as a registered module, for heads that classify by sigmoids.
+
+    Args:
+        tau: The distillation temperature, > 0. It softens teacher and student alike and is not
+            the teacher's calibration temperature T.
+        loss_weight: Factor of the loss, >= 0. Zero switches distillation off: the step is then
+            the plain detector's, bit for bit, and no teacher is loaded.
+        weighting: ``'difference'``, ``'foreground'`` or ``'all'``: what counts, see
+            :func:`binary_kd_loss`.
+
+    Raises:
+        ConfigError: A number is not finite or out of its range, or the weighting is none of
+            these.
+    """
+
+    activation = 'sigmoid'
+
+    def __init__(
+        self, tau: float = 1.0, loss_weight: float = 1.0, weighting: Weighting = 'difference'
+    ) -> None:
+        super().__init__()
+        self.tau = check_number(tau, 'distillation.tau')
+        self.loss_weight = check_number(loss_weight, 'distillation.loss_weight', minimum_open=False)
+        self.weighting = _check_weighting(weighting)
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Computes the weighted loss.
+
+        Args:
+            student_logits: Float, shape (N, C).
+            teacher_logits: Calibrated, float, shape (N, C).
+            labels: Assigned classes, int64, shape (N,); C is the background.
+            weights: Float, shape (N,), >= 0.
+
+        Returns:
+            A float32 scalar.
+        """
+        return self.loss_weight * binary_kd_loss(
+            student_logits,
+            teacher_logits,
+            labels,
+            weights,
+            tau=self.tau,
+            weighting=self.weighting,
+        )
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}, loss_weight={self.loss_weight}, weighting={self.weighting!r}'
+
+
+def _check_weighting(value: Any) -> Weighting:
+    known = get_args(Weighting)
+    if value not in known:
+        raise ConfigError(
+            f'distillation.weighting must be {", ".join(map(repr, known[:-1]))} or {known[-1]!r}, '
+            f'but is {value!r}; {did_you_mean(str(value), known)}'
+        )
+    return value
