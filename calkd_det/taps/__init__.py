@@ -7,11 +7,12 @@ from torch import nn
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
 from calkd_det.taps.cascade_roi_head import CascadeRoIHeadTap
+from calkd_det.taps.dense_head import DenseHeadTap
 from calkd_det.taps.refused import reason_against
 from calkd_det.taps.roi_head import RoIHeadTap
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
-TAPS: tuple[Tap, ...] = (RoIHeadTap(), CascadeRoIHeadTap())
+TAPS: tuple[Tap, ...] = (RoIHeadTap(), CascadeRoIHeadTap(), DenseHeadTap())
 
 
 def find_tap(detector: nn.Module, key: str) -> Tap:
@@ -43,6 +44,7 @@ __all__ = [
     'Activation',
     'CascadeRoIHeadTap',
     'ClassifierSamples',
+    'DenseHeadTap',
     'RoIHeadTap',
     'Tap',
     'find_tap',

@@ -1,0 +1,242 @@
+"""The tap of single-stage detectors: every location of every level, classified by sigmoids."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from mmdet.models.dense_heads import (
+    ATSSHead,
+    DDODHead,
+    FCOSHead,
+    FoveaHead,
+    GFLHead,
+    RetinaHead,
+    RTMDetHead,
+    RTMDetSepBNHead,
+)
+from mmdet.structures import SampleList
+from torch import Tensor, nn
+
+from calkd_det.errors import ConfigError
+from calkd_det.taps.base import Tap
+from calkd_det.taps.dense_sets import NUM_DRAWN, NUM_HARDEST, share_of_background
+from calkd_det.taps.samples import Activation, ClassifierSamples
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The classification branch of a head.
+
+    Attributes:
+        convs: Name of the convolutions before the classifier.
+        classifier: Name of the classifier; where it is a list, both are one for each level.
+        by_anchor: Whether a sample is the class of an anchor box, and not that of a location.
+    """
+
+    convs: str
+    classifier: str
+    by_anchor: bool = False
+
+
+class DenseHeadTap(Tap):
+    """Taps mmdet's dense heads by forward hooks on the head and its ``loss_cls``.
+
+    The head returns the logits as maps, whose sizes are noted; ``loss_cls`` is given them a row
+    a sample, with labels and weights, by level or all at once. Samples are numbered as mmdet does:
+    level, image, row, column, anchor. Their ``locations`` are the sizes of the maps, int64, on
+    the CPU, shape (L, 2), height first: another detector of the same strides answers with the
+    same corner of its own maps.
+    """
+
+    branches: ClassVar[dict[type[nn.Module], Branch]] = {
+        RetinaHead: Branch('cls_convs', 'retina_cls', by_anchor=True),
+        FCOSHead: Branch('cls_convs', 'conv_cls'),
+        ATSSHead: Branch('cls_convs', 'atss_cls'),
+        GFLHead: Branch('cls_convs', 'gfl_cls'),
+        RTMDetHead: Branch('cls_convs', 'rtm_cls'),
+        RTMDetSepBNHead: Branch('cls_convs', 'rtm_cls'),
+        DDODHead: Branch('cls_convs', 'atss_cls'),
+        FoveaHead: Branch('cls_convs', 'conv_cls'),
+    }
+    asked = 'the class'
+    sets: ClassVar[dict[str, str]] = {
+        'distillation': (
+            "What the head's loss sees of every location: all of the foreground, of the background "
+            f'of each image the {NUM_HARDEST} samples with the highest scores, and {NUM_DRAWN} '
+            'drawn from the rest, which count for all of it'
+        )
+    }
+
+    @property
+    def heads(self) -> str:
+        return f'a {", ".join(cls.__name__ for cls in self.branches)} with a sigmoid classifier'
+
+    def supports(self, detector: nn.Module) -> bool:
+        head = getattr(detector, 'bbox_head', None)
+        # The exact class: a subclass may classify in other ways.
+        return (
+            type(head) in self.branches
+            and head.use_sigmoid_cls
+            # The box branch has a part in the class scores.
+            and not getattr(head, 'with_objectness', False)
+            and not getattr(head, 'with_deform', False)
+        )
+
+    def num_classes(self, detector: nn.Module) -> int:
+        return detector.bbox_head.num_classes
+
+    def activation(self, detector: nn.Module) -> Activation:
+        return 'sigmoid'
+
+    def sampled(self, detector: nn.Module) -> str:
+        head = detector.bbox_head
+        priors = head.prior_generator
+        strides = ', '.join(_size(*stride) for stride in priors.strides)
+        if not self.branches[type(head)].by_anchor and priors.num_base_priors[0] == 1:
+            return f'{self.asked} of each location of strides {strides}'
+        boxes = ', '.join(
+            _size(round(float(x2 - x1), 1), round(float(y2 - y1), 1))
+            for x1, y1, x2, y2 in priors.base_anchors[0]
+        )
+        # Anchors that grow with the stride are said once.
+        scales = [
+            float(anchors[0, 2] - anchors[0, 0]) / stride[0]
+            for anchors, stride in zip(priors.base_anchors, priors.strides)
+        ]
+        by_level = '' if max(scales) - min(scales) < 0.01 else f', first of a level {scales}'
+        offset = f', offset {priors.center_offset}' if priors.center_offset else ''
+        return (
+            f'{self.asked} of anchor boxes at strides {strides} (pixels at stride '
+            f'{_size(*priors.strides[0])}: {boxes}{by_level}{offset})'
+        )
+
+    @contextmanager
+    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+        head = detector.bbox_head
+        record = _Record()
+        samples: list[ClassifierSamples] = []
+        with ExitStack() as hooks:
+            for handle in (
+                head.register_forward_hook(record.see_maps),
+                head.loss_cls.register_forward_pre_hook(record.see_targets, with_kwargs=True),
+            ):
+                hooks.callback(handle.remove)
+            yield samples
+        samples.append(record.samples())
+
+    def keep_classifier(self, detector: nn.Module) -> None:
+        head = detector.bbox_head
+        branch = self.branches[type(head)]
+        for name, _ in list(head.named_children()):
+            if name not in (branch.convs, branch.classifier):
+                delattr(head, name)
+        _unshare(getattr(head, branch.convs))
+
+    def classify(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
+    ) -> Tensor:
+        head = detector.bbox_head
+        branch = self.branches[type(head)]
+        convs, classifier = getattr(head, branch.convs), getattr(head, branch.classifier)
+        logits = []
+        for level, (x, size) in enumerate(zip(feats, samples.locations.tolist())):
+            by_level = isinstance(classifier, nn.ModuleList)
+            for conv in convs[level] if by_level else convs:
+                x = conv(x)
+            x = (classifier[level] if by_level else classifier)(x)
+            logits.append(rows(_crop(x, size), head.num_classes))
+        return torch.cat(logits)
+
+    @torch.no_grad()
+    def sample_sets(
+        self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
+    ) -> dict[str, ClassifierSamples]:
+        """See :meth:`Tap.sample_sets`.
+
+        ``distillation``: all of the foreground and a weighted share of the background, see
+        :func:`~calkd_det.taps.dense_sets.share_of_background`; the columns of ``locations`` are
+        the image and the number of the sample within it. The scores after NMS are no set: with
+        centerness, quality or objectness in them they are not those of the classifier.
+        """
+        with self.record(detector) as samples:
+            detector.loss(images, data_samples)
+        anchors = detector.bbox_head.prior_generator.num_base_priors[0]
+        return {'distillation': share_of_background(samples[0], anchors, seeds)}
+
+
+def rows(maps: Tensor, num_classes: int) -> Tensor:
+    """Logits by sample, shape (B * H * W * A, C), of maps of shape (B, A * C, H, W)."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, num_classes)
+
+
+@dataclass
+class _Record:
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+    def see_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
+        self.sizes = [tuple(maps.shape[-2:]) for maps in output[0]]
+        self.logits, self.labels, self.weights = [], [], []
+
+    def see_targets(self, loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        logits, target = args[:2]
+        # With the quality of its box where the score is to tell of it.
+        labels = target[0] if isinstance(target, tuple) else target
+        weights = args[2] if len(args) > 2 else kwargs.get('weight')
+        self.logits.append(logits)
+        self.labels.append(labels)
+        if weights is None:
+            weights = labels.new_ones(len(labels), dtype=torch.float)
+        self.weights.append(weights)
+
+    def samples(self) -> ClassifierSamples:
+        if not self.logits:
+            raise RuntimeError('the head did not run while its loss was computed')
+        return ClassifierSamples(
+            logits=join(self.logits),
+            labels=join(self.labels),
+            weights=join(self.weights),
+            locations=torch.tensor(self.sizes),
+            activation='sigmoid',
+        )
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """The parts in one piece; the very tensor where there is but one."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+
+
+def _crop(maps: Tensor, size: Sequence[int]) -> Tensor:
+    height, width = size
+    if maps.shape[-2] < height or maps.shape[-1] < width:
+        raise ConfigError(
+            f'model.teacher.config: its feature maps, {_size(*maps.shape[-2:])}, are smaller than '
+            f"the student's, {_size(height, width)}, on the same images: backbone and neck must "
+            'round sizes alike'
+        )
+    return maps[..., :height, :width]
+
+
+def _unshare(convs: nn.Module) -> None:
+    """Gives each user of a shared convolution its own, so that BatchNorm can be folded into it.
+
+    RTMDet's levels share convolutions, but not the BatchNorm after them.
+    """
+    seen: set[nn.Module] = set()
+    for module in convs.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                if child in seen:
+                    setattr(module, name, copy.deepcopy(child))
+                seen.add(child)
+
+
+def _size(first: float, second: float) -> str:
+    return f'{first:g}' if first == second else f'{first:g}x{second:g}'
