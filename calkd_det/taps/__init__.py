@@ -11,8 +11,9 @@ from calkd_det.taps.dense_head import DenseHeadTap
 from calkd_det.taps.refused import reason_against
 from calkd_det.taps.roi_head import RoIHeadTap
 from calkd_det.taps.samples import Activation, ClassifierSamples
+from calkd_det.taps.yolox_head import YOLOXHeadTap
 
-TAPS: tuple[Tap, ...] = (RoIHeadTap(), CascadeRoIHeadTap(), DenseHeadTap())
+TAPS: tuple[Tap, ...] = (RoIHeadTap(), CascadeRoIHeadTap(), DenseHeadTap(), YOLOXHeadTap())
 
 
 def find_tap(detector: nn.Module, key: str) -> Tap:
@@ -47,5 +48,6 @@ __all__ = [
     'DenseHeadTap',
     'RoIHeadTap',
     'Tap',
+    'YOLOXHeadTap',
     'find_tap',
 ]

@@ -1,0 +1,82 @@
+"""The tap of YOLOX, whose classifier learns from the foreground alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from mmdet.models.dense_heads import YOLOXHead
+from torch import Tensor, nn
+
+from calkd_det.taps.dense_head import Branch, DenseHeadTap, join, rows
+from calkd_det.taps.samples import ClassifierSamples
+
+
+class YOLOXHeadTap(DenseHeadTap):
+    """Taps mmdet's ``YOLOXHead`` by a forward hook and by its assigner.
+
+    Its class logits say which class an object at a location would be; whether there is one is
+    the objectness branch's to say. ``loss_cls`` looks at the foreground alone, so what the logits
+    are elsewhere nothing has trained. They are recorded as they are, with weight one on the
+    foreground and zero elsewhere, and objectness, which has no classes, is not distilled. For
+    the same reason no other head can ask a YOLOX, nor be asked by one.
+
+    ``loss_cls`` is given scores instead of labels; these are taken from what the assigner says.
+    """
+
+    branches: ClassVar[dict[type[nn.Module], Branch]] = {
+        YOLOXHead: Branch('multi_level_cls_convs', 'multi_level_conv_cls')
+    }
+    asked = 'the class, given an object,'
+
+    @contextmanager
+    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+        head = detector.bbox_head
+        maps: list[Tensor] = []
+        labels: list[Tensor] = []
+        get_targets, assigner = head._get_targets_single, head.assigner
+
+        def see_maps(module: nn.Module, args: tuple, output: tuple) -> None:
+            maps[:] = output[0]
+            labels.clear()
+
+        def see_image(priors: Tensor, *args: Any, **kwargs: Any) -> tuple:
+            # The assigner is not asked about an image without objects.
+            labels.append(priors.new_full((len(priors),), head.num_classes, dtype=torch.long))
+            return get_targets(priors, *args, **kwargs)
+
+        class Watch:
+            def assign(self, *args: Any, **kwargs: Any) -> Any:
+                result = assigner.assign(*args, **kwargs)
+                assigned = result.gt_inds > 0
+                labels[-1] = torch.where(assigned, result.labels, labels[-1])
+                return result
+
+        handle = head.register_forward_hook(see_maps)
+        head._get_targets_single, head.assigner = see_image, Watch()
+        samples: list[ClassifierSamples] = []
+        try:
+            yield samples
+        finally:
+            handle.remove()
+            del head._get_targets_single
+            head.assigner = assigner
+        samples.append(_samples(maps, labels, head.num_classes))
+
+
+def _samples(maps: list[Tensor], labels: list[Tensor], num_classes: int) -> ClassifierSamples:
+    if not maps:
+        raise RuntimeError('the head did not run while its loss was computed')
+    sizes = [tuple(level.shape[-2:]) for level in maps]
+    # Labels come by image, then level.
+    by_level = torch.stack(labels).split([height * width for height, width in sizes], dim=1)
+    label = join([level.reshape(-1) for level in by_level])
+    return ClassifierSamples(
+        logits=join([rows(level, num_classes) for level in maps]),
+        labels=label,
+        weights=(label < num_classes).float(),
+        locations=torch.tensor(sizes),
+        activation='sigmoid',
+    )
