@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,7 @@ class SetResult:
         fit: The temperature.
         before: Errors at T = 1.
         after: Errors at the fitted temperature.
+        samples_are: What the samples are, a clause.
     """
 
     num_samples: int
@@ -80,6 +82,7 @@ class SetResult:
     fit: TemperatureFit
     before: Measurement
     after: Measurement
+    samples_are: str = ''
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def analyse(
     sets = {}
     for name, store in stores.items():
         if name != DISTILLATION and not len(store):
-            found.append(f'There are no {name} to compare with.')
+            found.append(f'There are no {in_words(name)} to compare with.')
             continue
         sets[name] = fit_set(store, name, seed=seed)
     own = sets[DISTILLATION].fit
@@ -139,9 +142,9 @@ def analyse(
             'rises beyond it. Do not use it.'
         )
     found += [
-        f'The {name} ask for another temperature, T = {format_temperature(result.fit)}, than the '
-        f'RoIs of distillation, T = {format_temperature(own)}: one temperature does not calibrate '
-        'this detector everywhere. Distillation is concerned with the latter.'
+        f'The {in_words(name)} ask for another temperature, T = {format_temperature(result.fit)}, '
+        f'than the samples of distillation, T = {format_temperature(own)}: one temperature does '
+        'not calibrate this detector everywhere. Distillation is concerned with the latter.'
         for name, result in sets.items()
         if name != DISTILLATION and disagree(own, result.fit)
     ]
@@ -196,6 +199,7 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
         fit=fit,
         before=measure(store, 1.0),
         after=measure(store, fit.temperature),
+        samples_are=store.samples_are,
     )
 
 
@@ -239,6 +243,12 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
         'mean_accuracy': width.mean_accuracy,
     }
     return Measurement(values, width)
+
+
+def in_words(name: str) -> str:
+    """The name of a set for a sentence: ``s1`` are the ``RoIs of stage 1``."""
+    stage = re.fullmatch(r's(\d+)', name)
+    return f'RoIs of stage {stage[1]}' if stage else name
 
 
 def disagree(one: TemperatureFit, other: TemperatureFit) -> bool:

@@ -13,6 +13,7 @@ from calkd_det.calibration.analysis import (
     CalibrationResult,
     SetResult,
     format_temperature,
+    in_words,
 )
 from calkd_det.calibration.class_temperature_scaling import ForegroundBackgroundScaling
 from calkd_det.calibration.diagram import plot_before_after
@@ -21,13 +22,6 @@ from calkd_det.calibration.temperature_scaling import SCHEMA_VERSION
 RESULT_FILE = 'temperature.json'
 REPORT_FILE = 'report.md'
 
-SAMPLES = {
-    DISTILLATION: (
-        'The RoIs that distillation sees: proposals and ground truth, sampled as in training'
-    ),
-    'proposals': 'Every proposal of the RPN with the training settings, without the ground truth',
-    'detections': 'The boxes after NMS with the test settings, each with the logits of its RoI',
-}
 _IN_PERCENT = {name for name in METRICS if name not in ('nll', 'brier')}
 
 
@@ -73,7 +67,7 @@ def to_json(report: CalibrationResult) -> dict[str, Any]:
         'warnings': list(report.warnings),
         **report.about,
         'comparison': {
-            name: {'samples_are': SAMPLES.get(name, name), **_set_to_json(result)}
+            name: {'samples_are': result.samples_are or name, **_set_to_json(result)}
             for name, result in report.sets.items()
             if name != DISTILLATION
         },
@@ -94,7 +88,7 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
     parts = [
         f'# Calibration of {Path(teacher["config"]).stem}',
         f'**T = {format_temperature(report.fit)}**, fitted to '
-        f'{report.sets[DISTILLATION].num_samples:,} RoIs of {data["num_images"]:,} images.',
+        f'{report.sets[DISTILLATION].num_samples:,} samples of {data["num_images"]:,} images.',
         *(f'> **Warning:** {sentence}' for sentence in report.warnings),
         'To distil with it:',
         '```python\n{}\n# or\n{}\n```'.format(*config_lines(report, out)),
@@ -106,9 +100,15 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
         if name == DISTILLATION:
             parts += ['## Samples of distillation']
         else:
-            parts += [f'## For comparison: {name}', 'These have no part in T above.']
+            is_part = in_words(name) != name
+            parts += [
+                f'## For comparison: {in_words(name)}',
+                'These are among the samples above.'
+                if is_part
+                else 'These have no part in T above.',
+            ]
         parts += [
-            f'{SAMPLES.get(name, name)}: {result.num_samples:,} samples, '
+            f'{result.samples_are or name}: {result.num_samples:,} samples, '
             f'{result.num_foreground:,} of them labelled as objects.',
             _metric_table(result),
             f'![Reliability before and after]({_diagram(name)})',
@@ -138,7 +138,7 @@ def _diagram(name: str) -> str:
 
 
 def _title(report: CalibrationResult, name: str) -> str:
-    samples = 'RoIs of distillation' if name == DISTILLATION else name
+    samples = 'samples of distillation' if name == DISTILLATION else in_words(name)
     return f'{Path(report.about["teacher"]["config"]).stem}: {samples}'
 
 

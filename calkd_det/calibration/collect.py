@@ -32,9 +32,11 @@ class SampleStore:
 
     Args:
         folder: Where the temporary file is; None for the system's folder of such files.
+        samples_are: What they are, for a report.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, samples_are: str = '') -> None:
+        self.samples_are = samples_are
         self.activation: Activation = 'softmax'
         self.num_logits = 0
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as this
@@ -148,8 +150,9 @@ def collect_samples(
                 sets = tap.sample_sets(detector, batch['inputs'], batch['data_samples'], seeds)
                 for name, samples in sets.items():
                     _check_finite(samples, ids)
-                    store = stores.setdefault(name, SampleStore(folder))
-                    store.append(samples, samples.locations[:, 0].long() + done)
+                    if name not in stores:
+                        stores[name] = SampleStore(folder, tap.sets.get(name, name))
+                    stores[name].append(samples, samples.locations[:, 0].long() + done)
                 done += len(ids)
                 bar.update(len(ids))
     return stores
@@ -160,7 +163,7 @@ def _check_finite(samples: ClassifierSamples, ids: list) -> None:
     if bad.any():
         image = ids[int(samples.locations[bad.nonzero()[0], 0])]
         raise TeacherError(
-            f'{int(bad.sum())} RoIs have a class logit that is not finite, the first in image '
+            f'{int(bad.sum())} samples have a class logit that is not finite, the first in image '
             f'{image!r}: has the training of this checkpoint diverged?'
         )
 

@@ -45,7 +45,7 @@ def plot_reliability(
     plot_histogram(reliability, lower)
     upper.set_ylabel('accuracy')
     lower.set_ylabel('samples')
-    _draw_legend(figure)
+    draw_legend(figure)
     return figure
 
 
@@ -100,7 +100,7 @@ def plot_before_after(
     histograms[0].set_ylabel('samples')
     if title:
         figure.suptitle(title, fontsize=13, color=_INK)
-    _draw_legend(figure)
+    draw_legend(figure)
     return figure
 
 
@@ -151,7 +151,8 @@ def _draw_reliability(ax: Axes, reliability: Reliability, title: str | None) -> 
     _strip(ax)
 
 
-def _draw_legend(figure: Figure) -> None:
+def draw_legend(figure: Figure) -> None:
+    """Draw below all panels what colours and lines of a reliability diagram mean."""
     figure.legend(
         handles=[
             Patch(color=OVER_CONFIDENT, alpha=0.5, label='over-confident'),

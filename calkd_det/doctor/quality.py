@@ -141,7 +141,7 @@ class _TeacherLabels(Dataset):
 def check_calibration(
     teacher: nn.Module, calibrator: Calibrator, data: HeldOutData, columns: Tensor | None
 ) -> Iterator[Finding]:
-    """Measures a teacher's calibration on the RoIs that its own training would sample.
+    """Measures a teacher's calibration on the samples that its own training would see.
 
     Args:
         teacher: As for :func:`check_map`.
@@ -161,7 +161,7 @@ def check_calibration(
         ece = measure(store, calibrator.temperature).values['ece']
         text += f", {100 * ece:.1f} % with the config's T = {calibrator.temperature:.4g}"
     text += (
-        f' (top-label, 15 bins, {result.num_samples} RoIs of {len(data.dataset)} images); of least '
+        f' (top-label, 15 bins, {result.num_samples} samples of {len(data.dataset)} images); of least '
         f'NLL on them is T = {format_temperature(result.fit)}. For information: fit T on '
         'held-out images with tools/calibrate_teacher.py; the best T for a student may be another'
     )

@@ -298,8 +298,10 @@ def rewrite(change: Callable[[Config], None]) -> None:
         (lambda: rewrite(lambda cfg: cfg.pop('model')), "has no 'model'"),
         (lambda: rewrite(lambda cfg: cfg.model.update(type='Faster')), 'cannot build the detector'),
         (
-            lambda: rewrite(lambda cfg: cfg.model.roi_head.update(type='PISARoIHead')),
-            'cannot read the class logits of a FasterRCNN with PISARoIHead',
+            lambda: rewrite(
+                lambda cfg: cfg.model.roi_head.bbox_head.loss_cls.update(use_sigmoid=True)
+            ),
+            'cannot read the class logits of a FasterRCNN with StandardRoIHead',
         ),
         (
             lambda: Path('data/mini/annotations/calibration.json').unlink(),

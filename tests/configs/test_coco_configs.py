@@ -25,13 +25,14 @@ register_all_modules()
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
-# Not experiments on COCO: shared parts, templates for users, and the embedded data set.
-OTHER_FOLDERS = {'_base_', 'examples', 'mini'}
-FILES = sorted(
+# Not experiments on COCO: shared parts, templates for users, the embedded data set, studies.
+OTHER_FOLDERS = {'_base_', 'examples', 'mini', 'studies'}
+ALL_FILES = sorted(
     path
     for path in CONFIGS.rglob('*.py')
     if path.relative_to(CONFIGS).parts[0] not in OTHER_FOLDERS
 )
+FILES = [path for path in ALL_FILES if path.parent.name == 'faster_rcnn']
 PLAIN_FILES = [path for path in FILES if path.name.startswith('faster-rcnn_')]
 CALKD_FILES = [path for path in FILES if path.name.startswith('calkd_')]
 NAME = re.compile(
@@ -177,14 +178,14 @@ def test_metafile_lists_every_config() -> None:
             assert Path(model['Config']).stem == model['Name']
             assert model['In Collection'] in collections
             listed.append(ROOT / model['Config'])
-    assert sorted(listed) == FILES
+    assert sorted(listed) == ALL_FILES
 
 
 def test_readme_links_every_config() -> None:
-    for folder in {path.parent for path in FILES}:
+    for folder in {path.parent for path in ALL_FILES}:
         links = re.findall(r'\]\(([^):]+\.py)\)', (folder / 'README.md').read_text('utf-8'))
         assert all((folder / link).is_file() for link in links)
-        assert {path.name for path in FILES if path.parent == folder} <= set(links)
+        assert {path.name for path in ALL_FILES if path.parent == folder} <= set(links)
 
 
 def test_example_for_own_data_sets_the_classes_everywhere() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dense_cases
 import helpers
 import numpy as np
 import pytest
@@ -302,10 +303,9 @@ def test_a_missing_key_is_named(student_model: ConfigDict) -> None:
 
 
 def test_a_sigmoid_teacher_of_a_softmax_student_is_refused(
-    teacher_config: ConfigDict, teacher: Teacher
+    teacher: Teacher,
 ) -> None:
-    model = copy.deepcopy(teacher_config)
-    model.roi_head.bbox_head.loss_cls.use_sigmoid = True
+    model = dense_cases.detector_config('RetinaNet')
     with pytest.raises(ConfigError, match=r'classifies by sigmoid, the student by softmax'):
         FrozenTeacher(dict(model=model), str(teacher[1])).build(
             helpers.build(helpers.detector_config())

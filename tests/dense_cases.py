@@ -1,0 +1,154 @@
+"""Small pairs of single-stage detectors, for the tests of all detectors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import helpers
+import torch
+from cases import Captured, Case, Head
+from helpers import CLASSES
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+from torch import Tensor, nn
+
+NUM_CLASSES = len(CLASSES)
+ZOO = {
+    'RetinaNet': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    'FCOS': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
+    'ATSS': 'mmdet::atss/atss_r50_fpn_1x_coco.py',
+    'GFL': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+    'RTMDet': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'YOLOX': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+}
+
+
+def detector_config(name: str, width: int = 8, **head: Any) -> ConfigDict:
+    """A detector of mmdet's model zoo with every size turned down.
+
+    Args:
+        name: A key of ``ZOO``.
+        width: Channels of the backbone's first stage, a multiple of 8.
+        head: Further keys of the head; None removes one.
+    """
+    model = get_config(ZOO[name]).model
+    if name in ('RTMDet', 'YOLOX'):
+        _shrink_csp(model, width)
+    else:
+        _shrink_resnet(model, width)
+    model.bbox_head.num_classes = NUM_CLASSES
+    for key, value in head.items():
+        model.bbox_head[key] = value
+        if value is None:
+            del model.bbox_head[key]
+    return model
+
+
+def _shrink_resnet(model: ConfigDict, width: int) -> None:
+    model.backbone.update(
+        depth=18, base_channels=width, style='pytorch', init_cfg=None, frozen_stages=-1
+    )
+    model.backbone.norm_cfg.requires_grad = True
+    model.neck.update(in_channels=[width * 2**i for i in range(4)], out_channels=16)
+    model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    if model.type != 'RetinaNet':
+        model.bbox_head.norm_cfg = dict(type='GN', num_groups=4, requires_grad=True)
+
+
+def _shrink_csp(model: ConfigDict, width: int) -> None:
+    model.backbone.update(deepen_factor=0.1, widen_factor=width / 64, init_cfg=None)
+    channels = [width * 2**i for i in (2, 3, 4)]
+    model.neck.update(in_channels=channels, out_channels=16, num_csp_blocks=1)
+    model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+    # Synchronised BatchNorm trains on GPUs only.
+    for part in (model.backbone, model.neck, model.bbox_head):
+        if part.norm_cfg.type == 'SyncBN':
+            part.norm_cfg.type = 'BN'
+    # Sizes that are drawn by chance; tests of their own look at those.
+    model.data_preprocessor.batch_augments = None
+
+
+def classifiers(detector: nn.Module) -> list[nn.Module]:
+    """The last convolution of the classification branch, of each level where they differ."""
+    head = detector.bbox_head
+    names = ('retina_cls', 'conv_cls', 'atss_cls', 'gfl_cls', 'rtm_cls', 'multi_level_conv_cls')
+    (layer,) = [getattr(head, name) for name in names if hasattr(head, name)]
+    return list(layer) if isinstance(layer, nn.ModuleList) else [layer]
+
+
+def capture(case: Case, student: nn.Module, teacher: nn.Module) -> list[Captured]:
+    """See :class:`cases.Head`; the teacher answers by the whole forward of its head."""
+    head = student.bbox_head
+    maps: list[Tensor] = []
+    targets: list[tuple] = []
+    objectness: list[Tensor] = []
+    for layer in classifiers(student):
+        layer.register_forward_hook(lambda m, args, output: maps.append(output.detach()))
+    head.loss_cls.register_forward_hook(
+        lambda m, args, kwargs, output: targets.append((*args, kwargs.get('weight'))),
+        with_kwargs=True,
+    )
+    if hasattr(head, 'loss_obj'):
+        head.loss_obj.register_forward_hook(lambda m, args, output: objectness.append(args[1]))
+    helpers.loss(student, case.batch())
+    if objectness:
+        labels, weights = _yolox_labels(maps, targets, objectness[0])
+    else:
+        labels = torch.cat([t[1][0] if isinstance(t[1], tuple) else t[1] for t in targets])
+        given = [next((w for w in t[2:] if w is not None), None) for t in targets]
+        weights = torch.ones(len(labels)) if None in given else torch.cat(given)
+    with torch.no_grad():
+        data = teacher.data_preprocessor(copy.deepcopy(case.batch()), False)
+        answers = teacher.bbox_head(teacher.extract_feat(data['inputs']))[0]
+    cropped = [y[..., : x.shape[2], : x.shape[3]] for x, y in zip(maps, answers)]
+    return [Captured(_rows(maps), _rows(cropped, teacher.bbox_head.num_classes), labels, weights)]
+
+
+def _rows(maps: list[Tensor], num_classes: int = NUM_CLASSES) -> Tensor:
+    return torch.cat([x.movedim(1, -1).reshape(-1, num_classes) for x in maps])
+
+
+def _yolox_labels(
+    maps: list[Tensor], targets: list[tuple], objectness: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Labels by level from targets by image; only the foreground has scores to be told."""
+    foreground = objectness.squeeze(1) > 0
+    labels = torch.full(foreground.shape, NUM_CLASSES)
+    labels[foreground] = targets[0][1].argmax(dim=1)
+    labels = labels.view(len(maps[0]), -1).split([x[0, 0].numel() for x in maps], dim=1)
+    labels = torch.cat([level.reshape(-1) for level in labels])
+    return labels, (labels < NUM_CLASSES).float()
+
+
+DENSE_HEAD = Head(
+    classifiers=classifiers,
+    capture=capture,
+    not_asked=r'reg|centerness|obj|scales|integral|loss',
+)
+
+
+def _case(student: str, teacher: str | None = None, **options: Any) -> Case:
+    teacher = teacher or student
+    name = student if teacher == student else f'{student} of {teacher}'
+    return Case(
+        name=name,
+        student=detector_config(student),
+        teacher=detector_config(teacher, width=16),
+        head=DENSE_HEAD,
+        distillation=dict(type='BinaryKDLoss'),
+        **options,
+    )
+
+
+CASES: list[Case] = [
+    _case('RetinaNet'),
+    _case('FCOS'),
+    _case('ATSS'),
+    _case('GFL'),
+    _case('RTMDet'),
+    # Objects enough for every level to have some.
+    _case('YOLOX', batch_options=dict(num_boxes=8)),
+    _case('ATSS', 'GFL'),
+    _case('GFL', 'FCOS'),
+]

@@ -1,0 +1,73 @@
+"""A short real training of a pair of each family on the mini data, through mmengine's Runner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+
+from calkd_det import config_path
+from calkd_det.datasets.mini import write_mini_dataset
+
+CONFIGS = (
+    'calkd_cascade-rcnn_r18-teacher-student_fpn_12e_mini',
+    'calkd_retinanet_r18-teacher-student_fpn_12e_mini',
+    'calkd_fcos_r18-teacher-student_fpn_12e_mini',
+    'calkd_atss_r18-teacher-student_fpn_12e_mini',
+    'calkd_gfl_r18-teacher-student_fpn_12e_mini',
+    'calkd_rtmdet_tiny-teacher-student_12e_mini',
+    'calkd_yolox_tiny-teacher-student_12e_mini',
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('mini')
+    write_mini_dataset(folder, num_images=dict(train=24, calibration=1, val=1), image_size=96)
+    return folder
+
+
+def train(cfg: Config, data: Path, work_dir: Path, epochs: int) -> list[dict[str, float]]:
+    """Trains on 24 images, four a step, and returns what the log tells of each step."""
+    loader = cfg.train_dataloader
+    loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    loader.dataset.data_root = f'{data}/'
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    cfg.train_cfg.max_epochs = epochs
+    cfg.param_scheduler = None  # no warm-up longer than the training
+    cfg.default_hooks.logger.interval = 1
+    cfg.work_dir = str(work_dir)
+    cfg.randomness = dict(seed=0)
+    cfg.experiment_name = work_dir.name
+    for cls in (Visualizer, DetLocalVisualizer):  # mmengine keeps them, and their folders, by name
+        cls._instance_dict.clear()
+    Runner.from_cfg(cfg).train()
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_student_comes_closer_to_its_teacher(name: str, data: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(config_path(f'mini/{name}.py'))
+    teacher = Config.fromfile(cfg.model.teacher.config)
+    train(teacher, data, tmp_path / f'{name}-teacher', epochs=4)
+    cfg.model.teacher.checkpoint = str(tmp_path / f'{name}-teacher' / 'epoch_4.pth')
+    if cfg.model.distillation.type == 'BinaryKDLoss':
+        cfg.model.distillation.loss_weight = 10.0  # few steps: to follow the teacher above all
+
+    logs = train(cfg, data, tmp_path / f'{name}-student', epochs=6)
+    assert len(logs) == 36
+    losses = {key for key in logs[0] if key.endswith('loss_kd')}
+    assert losses
+    for key in losses:
+        values = [row[key] for row in logs]
+        assert np.mean(values[-6:]) < 0.7 * np.mean(values[:3]), key
