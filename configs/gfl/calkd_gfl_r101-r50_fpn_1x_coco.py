@@ -1,0 +1,13 @@
+_base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['calkd_det'], allow_failed_imports=False)
+
+model = dict(
+    type='CalKDGFL',
+    teacher=dict(
+        config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
+        checkpoint=None,
+        calibrator=dict(type='TemperatureScaling', temperature=1.5),
+    ),
+    distillation=dict(type='BinaryKDLoss', tau=1.0, loss_weight=1.0),
+)

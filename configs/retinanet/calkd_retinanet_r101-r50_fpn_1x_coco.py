@@ -1,0 +1,13 @@
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['calkd_det'], allow_failed_imports=False)
+
+model = dict(
+    type='CalKDRetinaNet',
+    teacher=dict(
+        config='mmdet::retinanet/retinanet_r101_fpn_ms-640-800-3x_coco.py',
+        checkpoint=None,
+        calibrator=dict(type='TemperatureScaling', temperature=1.5),
+    ),
+    distillation=dict(type='BinaryKDLoss', tau=1.0, loss_weight=1.0),
+)

@@ -1,0 +1,13 @@
+_base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
+
+custom_imports = dict(imports=['calkd_det'], allow_failed_imports=False)
+
+model = dict(
+    type='CalKDRTMDet',
+    teacher=dict(
+        config='mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py',
+        checkpoint=None,
+        calibrator=dict(type='TemperatureScaling', temperature=1.5),
+    ),
+    distillation=dict(type='BinaryKDLoss', tau=1.0, loss_weight=1.0),
+)
