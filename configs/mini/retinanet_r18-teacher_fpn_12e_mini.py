@@ -1,0 +1,26 @@
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/mini.py']
+
+# mmdet's RetinaNet with its sizes turned down; trained from scratch, so BatchNorm learns, and
+# neck and head have some.
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    backbone=dict(
+        depth=18,
+        base_channels=16,
+        frozen_stages=-1,
+        norm_eval=False,
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=32, norm_cfg=norm_cfg),
+    bbox_head=dict(
+        num_classes=10,
+        in_channels=32,
+        feat_channels=32,
+        stacked_convs=2,
+        norm_cfg=norm_cfg,
+        anchor_generator=dict(octave_base_scale=3, scales_per_octave=2, ratios=[1.0]),
+    ),
+)
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.05),
+)
