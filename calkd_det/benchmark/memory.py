@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import resource
-import sys
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,12 @@ def peak_bytes(subject: Subject, way: Way, amp: bool) -> int:
         step()
     if subject.device.type == 'cuda':
         return torch.cuda.max_memory_allocated(subject.device)
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _peak_resident_set()
+
+
+def _peak_resident_set() -> int:
+    status = Path('/proc/self/status')
+    if status.exists():
+        # ru_maxrss would begin with that of the process which started this one.
+        return 1024 * int(re.search(r'VmHWM:\s+(\d+) kB', status.read_text('ascii'))[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

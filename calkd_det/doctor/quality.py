@@ -161,8 +161,8 @@ def check_calibration(
         ece = measure(store, calibrator.temperature).values['ece']
         text += f", {100 * ece:.1f} % with the config's T = {calibrator.temperature:.4g}"
     text += (
-        f' (top-label, 15 bins, {result.num_samples} samples of {len(data.dataset)} images); of least '
-        f'NLL on them is T = {format_temperature(result.fit)}. For information: fit T on '
+        f' (top-label, 15 bins, {result.num_samples} samples of {len(data.dataset)} images); of '
+        f'least NLL on them is T = {format_temperature(result.fit)}. For information: fit T on '
         'held-out images with tools/calibrate_teacher.py; the best T for a student may be another'
     )
     yield Finding('ok', 'calibration', text)

@@ -283,6 +283,14 @@ class FrozenTeacher:
         )
         self.network = network.to(next(student.parameters()).device)
         self._log(source, student_classes, teacher_classes)
+        if tap.activation(detector) == 'sigmoid' and probe.mean() < 1:
+            print_log(
+                f'model.teacher.calibrator: {self.calibrator} makes the teacher less confident. '
+                'Under sigmoid that raises the scores of all background, of which there is most: '
+                'fit T with tools/calibrate_teacher.py.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follows the student to another device or precision."""
