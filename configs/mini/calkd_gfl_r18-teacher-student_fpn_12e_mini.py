@@ -6,7 +6,7 @@ model = dict(
         config=__import__('calkd_det').config_path('mini/gfl_r18-teacher_fpn_12e_mini.py'),
         # Where mmdet's train.py leaves it, from the folder that it is started in.
         checkpoint='work_dirs/gfl_r18-teacher_fpn_12e_mini/epoch_12.pth',
-        calibrator=dict(type='TemperatureScaling', temperature=1.5),
+        calibrator=dict(type='TemperatureScaling', temperature=1.0),
     ),
     distillation=dict(type='BinaryKDLoss', tau=1.0, loss_weight=1.0),
 )
