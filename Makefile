@@ -11,16 +11,21 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/oracles
 
-.PHONY: help demo test lint format env clean
+.PHONY: help demo study-smoke test lint format env clean
 
 help:
 	@echo 'make demo   train teacher, student, KD and CalKD on the embedded data; report in work_dirs/demo'
 	@echo 'make test   lint and run every test'
+	@echo 'make study-smoke  a study of four cells in minutes; report in work_dirs/study-smoke'
 	@echo 'make env    only create the environment in $(VENV)'
 	@echo 'make clean  remove the environment and all that was trained'
 
 demo: $(READY)
 	$(VENV)/bin/python tools/demo.py
+
+study-smoke: $(READY)
+	$(VENV)/bin/python tools/study.py configs/studies/smoke.py
+	$(VENV)/bin/python tools/study.py configs/studies/smoke.py --report
 
 test: lint $(ORACLES)/.ready
 	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile

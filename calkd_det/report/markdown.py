@@ -49,7 +49,7 @@ def result_table(metrics: Metrics) -> str:
                 f'{100 * (found[MAP] - alone):+.1f}' if distilled else '',
             ]
         )
-    return _table(rows)
+    return table(rows)
 
 
 def plain_config_sentence(metrics: Metrics) -> str:
@@ -95,7 +95,7 @@ def calibration_section(calibration: Mapping[str, Any], picture: str) -> list[st
         "method's default of T = 1.5, which aims at a slightly under-confident teacher, whatever "
         'was fitted.',
         '',
-        _table(rows),
+        table(rows),
         '',
         f'![Reliability of the teacher before and after]({picture})',
         '',
@@ -182,7 +182,7 @@ def compose(
             'Wall-clock time of each training, for information: two ran at a time where the '
             'machine has two cores or more, whatever else it had to do.',
             '',
-            _table([['training', 'minutes'], *minutes]),
+            table([['training', 'minutes'], *minutes]),
             '',
         ]
     )
@@ -197,7 +197,8 @@ def _distinct(values: Iterable[Any]) -> str:
     return '; '.join(dict.fromkeys(str(value) for value in values))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table, aligned so that it also reads as text; its head is first."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
     aligned = [

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pickle
 import re
 import shutil
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -370,3 +374,64 @@ def test_a_failed_step_shows_its_log_and_stops_the_others(tmp_path, capsys):
         run_steps([slow, bad, never], {}, jobs=2)
     assert capsys.readouterr().out.splitlines()[-30:] == [str(number) for number in range(69, 99)]
     assert not (tmp_path / 'never.log').exists()
+
+
+def test_what_does_not_need_a_failed_step_goes_on(tmp_path, capsys):
+    bad = python_step(tmp_path, 'bad', 'raise SystemExit(3)')
+    lost = [
+        python_step(tmp_path, 'lost', '', 'bad'),
+        python_step(tmp_path, 'lost too', '', 'lost'),
+    ]
+    good = python_step(tmp_path, 'good', 'print("hello")')
+    with pytest.raises(StepFailed, match=r'^3 failed: bad; lost \(not run\); lost too \(not run\)'):
+        run_steps([bad, *lost, good], {}, jobs=1, keep_going=True, verbose=False)
+    assert (tmp_path / 'good.log').read_text() == 'hello\n'
+    assert 'bad ended with exit status 3' in capsys.readouterr().out
+
+
+def test_each_place_has_its_own_variables(tmp_path):
+    code = 'import os, time; time.sleep(0.4); print(os.environ["PLACE"], os.environ["ALL"])'
+    steps = [python_step(tmp_path, name, code) for name in 'abc']
+    run_steps(steps, {'ALL': 'x'}, jobs=2, slots=[{'PLACE': '0'}, {'PLACE': '1'}])
+    places = [(tmp_path / f'{name}.log').read_text() for name in 'abc']
+    assert places[:2] == ['0 x\n', '1 x\n']
+    assert places[2] in places[:2]
+
+
+def test_success_is_told_and_all_is_released(tmp_path):
+    told = []
+
+    def step(name: str, code: str) -> Step:
+        return replace(
+            python_step(tmp_path, name, code),
+            succeed=lambda seconds: told.append(f'{name} succeeded'),
+            release=lambda: told.append(f'{name} released'),
+        )
+
+    nothing = replace(step('nothing', ''), begin=lambda: None)
+    steps = [nothing, step('bad', 'raise SystemExit(1)'), step('good', '')]
+    with pytest.raises(StepFailed, match='1 failed: bad'):
+        run_steps(steps, {}, jobs=1, keep_going=True)
+    assert told == ['bad released', 'good succeeded', 'good released']
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere no kernel ends them')
+def test_a_step_ends_with_a_process_that_is_killed(tmp_path):
+    pid = tmp_path / 'pid'
+    code = f'import os, time; open({str(pid)!r}, "w").write(str(os.getpid())); time.sleep(60)'
+    process = multiprocessing.get_context('fork').Process(
+        target=run_steps, args=([python_step(tmp_path, 'a', code)], {}, 1)
+    )
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    stat = Path('/proc', pid.read_text(), 'stat')
+    while time.monotonic() < deadline:
+        if not stat.is_file() or stat.read_text().rpartition(')')[2].split()[0] == 'Z':
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail('it still runs')

@@ -1,0 +1,125 @@
+"""The results file: JSON lines, one a finished run, that survive a kill at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from calkd_det.errors import ConfigError
+
+SCHEMA_VERSION = 1
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads all rows.
+
+    A last line that a kill cut short is passed over: its run counts as not done.
+
+    Raises:
+        ConfigError: Another line is damaged, or was written by a later version.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _parse(path, content[: _whole_lines(content)])
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> bool:
+    """Appends a row and has it on disk when it returns; safe among several processes.
+
+    A last line that a kill cut short is removed first.
+
+    Args:
+        path: The results file; made if it is not there.
+        row: Plain data with ``hash``; no NaN.
+
+    Returns:
+        False if a row of that hash is there already; then nothing is written.
+
+    Raises:
+        ConfigError: A line of the file is damaged.
+        ValueError: The row holds what JSON does not.
+    """
+    line = json.dumps({'schema': SCHEMA_VERSION, **row}, allow_nan=False, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as file:
+        content = file.read()
+        end = _whole_lines(content)
+        if any(known['hash'] == row['hash'] for known in _parse(path, content[:end])):
+            return False
+        file.truncate(end)
+        file.seek(end)
+        file.write(line.encode() + b'\n')
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+    return True
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all, and has it on disk when it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    with partial.open('w', encoding='utf-8') as file:
+        json.dump(content, file, indent=2, allow_nan=False, ensure_ascii=False)
+        file.write('\n')
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file of :func:`write_json`; None if it is not there or damaged."""
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError):
+        return None
+
+
+def _whole_lines(content: bytes) -> int:
+    return content.rfind(b'\n') + 1
+
+
+def _parse(path: Path, content: bytes) -> list[Row]:
+    rows = []
+    for number, line in enumerate(content.decode('utf-8').splitlines(), 1):
+        try:
+            row = json.loads(line)
+            version = row['schema']
+            row['hash'], row['kind']
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"'{path}', line {number} is no row ({error!r}): remove it, its run is done again"
+            ) from None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"'{path}', line {number} has schema {version!r}, this CalKD-Det reads "
+                f'{SCHEMA_VERSION}: upgrade it'
+            )
+        rows.append(row)
+    return rows
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[Any]:
+    with path.open('a+b') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
+def _sync_folder(folder: Path) -> None:
+    # Else a new name may be lost with the power although the file's content is on disk.
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

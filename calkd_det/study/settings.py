@@ -1,0 +1,380 @@
+"""What a study config says: data, student, teachers, cells, seeds and what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+from mmengine.config import Config
+
+from calkd_det.config import check_keys, check_number
+from calkd_det.errors import ConfigError, did_you_mean
+
+FITTED = 'fitted'
+FIGURES = ('temperature', 'paired', 'across', 'reliability')
+Temperature = Union[float, str, None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the data come from, and the held-out images that teachers are calibrated on.
+
+    Attributes:
+        mini: arguments of ``write_mini_dataset``, ``out_dir`` included; or None.
+        version: what a run's hash knows of data that are not ``mini``'s.
+        held_out_ann: COCO annotation file of the held-out images.
+        held_out_images: their folder.
+    """
+
+    mini: dict[str, Any] | None
+    version: str
+    held_out_ann: Path
+    held_out_images: Path
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A command that has to run once before all runs.
+
+    Attributes:
+        command: its words; ``{python}`` and ``{mmdet_tools}`` stand for the interpreter and the
+            folder of mmdet's ``train.py``, ``{tools}`` for that of CalKD-Det's tools.
+        creates: a file that is there once it has run.
+    """
+
+    command: tuple[str, ...]
+    creates: Path
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A config with changes.
+
+    Attributes:
+        name: in rows, tables and figures.
+        config: path, or ``mmdet::FAMILY/NAME.py``.
+        cfg_options: as after ``--cfg-options``, dotted keys.
+        seed: of a teacher's training.
+        checkpoint: weights that are there already, ``'zoo'`` for the model zoo's; None: train.
+    """
+
+    name: str
+    config: str
+    cfg_options: dict[str, Any]
+    seed: int = 0
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to train the student, run once for every seed.
+
+    Attributes:
+        name: in tables and figures.
+        teacher: name of a teacher; None for the student alone.
+        temperature: the teacher's T, or ``'fitted'``; None for the student alone.
+        loss: config of the distillation loss; None for the student alone.
+        seeds: of its runs.
+    """
+
+    name: str
+    teacher: str | None
+    temperature: Temperature
+    loss: dict[str, Any] | None
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean of some cells less the mean of others, paired by seed; both sides by cell name."""
+
+    of: tuple[str, ...]
+    to: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study config, checked.
+
+    Attributes:
+        name: of its blocks on the page and of its figures.
+        title: for a reader.
+        data: see :class:`Data`.
+        prepare: see :class:`Preparation`.
+        student: the CalKD config of the student; its teacher and loss are set by the cells.
+        teachers: by name.
+        cells: by name.
+        comparisons: what is reported, in order.
+        figures: of :data:`FIGURES`.
+        reliability: the teachers whose diagrams are drawn, at most two.
+        paper_range: the T that the figure shades.
+        target: the difference in points that should be told from zero.
+        deterministic: of mmengine's ``randomness``.
+        resume: go on with an interrupted training from its last checkpoint; else start it over.
+        gpus_per_run: more than one: each training is started by torchrun on so many.
+        measured_images: at most so many images measure a teacher's calibration; None: all.
+        work_dir: folder of the runs.
+        results: the JSON-lines file of the rows.
+        page: the Markdown page that the report fills.
+        pictures: folder of the figures.
+    """
+
+    name: str
+    title: str
+    data: Data
+    prepare: tuple[Preparation, ...]
+    student: Detector
+    teachers: dict[str, Detector]
+    cells: dict[str, Cell]
+    comparisons: tuple[Comparison, ...]
+    figures: tuple[str, ...]
+    reliability: tuple[str, ...]
+    paper_range: tuple[float, float]
+    target: float
+    deterministic: bool
+    resume: bool
+    gpus_per_run: int
+    measured_images: int | None
+    work_dir: Path
+    results: Path
+    page: Path
+    pictures: Path
+
+
+_REQUIRED = {'name', 'data', 'student', 'teachers', 'cells', 'seeds'}
+_DEFAULTS = dict(
+    title='',
+    prepare=(),
+    comparisons=(),
+    figures=(),
+    reliability=(),
+    paper_range=(1.5, 3.0),
+    target=0.5,
+    deterministic=True,
+    resume=False,
+    gpus_per_run=1,
+    measured_images=None,
+    work_dir='work_dirs/study',
+    results=None,
+    page=None,
+    pictures=None,
+)
+
+
+def read_study(path: str | Path) -> Study:
+    """Reads a study config: a Python config file with ``study = dict(...)``.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is unknown, missing or wrong.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
+    except Exception as error:
+        raise ConfigError(f"cannot read '{path}' ({type(error).__name__}: {error})") from error
+    if 'study' not in cfg:
+        raise ConfigError(f"'{path}' has no 'study': write study = dict(name=..., data=..., ...)")
+    return parse_study(cfg.study.to_dict())
+
+
+def parse_study(content: Mapping[str, Any]) -> Study:
+    """Checks the dict of a study config; see :func:`read_study`."""
+    check_keys(content, 'study', known=_REQUIRED | set(_DEFAULTS), required=_REQUIRED)
+    values = {**_DEFAULTS, **content}
+    name = _word(values['name'], 'study.name')
+    if not all(letter.isalnum() or letter in '-_' for letter in name):
+        raise ConfigError(f'study.name names files: letters, digits, - and _, not {name!r}')
+    teachers = _by_name(
+        [_detector(entry, f'study.teachers[{i}]') for i, entry in _items(values, 'teachers')],
+        'study.teachers',
+    )
+    seeds = _seeds(values['seeds'], 'study.seeds')
+    cells = _by_name(
+        [
+            _cell(entry, f'study.cells[{i}]', teachers, seeds)
+            for i, entry in _items(values, 'cells')
+        ],
+        'study.cells',
+    )
+    figures = tuple(values['figures'])
+    for figure in figures:
+        if figure not in FIGURES:
+            raise ConfigError(f'study.figures has {figure!r}: {did_you_mean(str(figure), FIGURES)}')
+    reliability = tuple(values['reliability'])
+    for teacher in reliability:
+        if teacher not in teachers:
+            raise ConfigError(
+                f'study.reliability names no teacher: {did_you_mean(str(teacher), teachers)}'
+            )
+    work_dir = Path(values['work_dir'])
+    low, high = (check_number(value, 'study.paper_range') for value in values['paper_range'])
+    return Study(
+        name=name,
+        title=values['title'] or name,
+        data=_data(values['data']),
+        prepare=tuple(
+            _preparation(entry, f'study.prepare[{i}]') for i, entry in _items(values, 'prepare')
+        ),
+        student=_detector(values['student'], 'study.student', trained=False),
+        teachers=teachers,
+        cells=cells,
+        comparisons=tuple(
+            _comparison(entry, f'study.comparisons[{i}]', cells)
+            for i, entry in _items(values, 'comparisons')
+        ),
+        figures=figures,
+        reliability=reliability,
+        paper_range=(low, high),
+        target=check_number(values['target'], 'study.target'),
+        deterministic=_flag(values, 'deterministic'),
+        resume=_flag(values, 'resume'),
+        gpus_per_run=_whole(values['gpus_per_run'], 'study.gpus_per_run', 1),
+        measured_images=None
+        if values['measured_images'] is None
+        else _whole(values['measured_images'], 'study.measured_images', 2),
+        work_dir=work_dir,
+        results=Path(values['results'] or work_dir / 'results.jsonl'),
+        page=Path(values['page'] or work_dir / f'{name}.md'),
+        pictures=Path(values['pictures'] or work_dir / 'figures'),
+    )
+
+
+def _items(values: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
+    value = values[key]
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+        raise ConfigError(f'study.{key} must be a list of dicts, but is {value!r}')
+    return list(enumerate(value))
+
+
+def _by_name(entries: Sequence[Any], key: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in entries:
+        if entry.name in found:
+            raise ConfigError(f'{key} has two of the name {entry.name!r}: rename one')
+        found[entry.name] = entry
+    return found
+
+
+def _data(value: Any) -> Data:
+    known = {'mini', 'version', 'held_out_ann', 'held_out_images'}
+    check_keys(value, 'study.data', known=known)
+    if 'mini' in value:
+        if set(value) != {'mini'}:
+            raise ConfigError("study.data has 'mini' and so takes no other key")
+        check_keys(
+            value['mini'],
+            'study.data.mini',
+            known={'out_dir', 'items', 'source', 'num_images', 'image_size', 'seed'},
+            required={'out_dir', 'num_images'},
+        )
+        mini = dict(value['mini'])
+        root = Path(mini['out_dir'])
+        return Data(mini, '', root / 'annotations' / 'calibration.json', root / 'calibration')
+    check_keys(value, 'study.data', known=known, required=known - {'mini'})
+    ann, images = Path(value['held_out_ann']), Path(value['held_out_images'])
+    return Data(None, str(value['version']), ann, images)
+
+
+def _preparation(value: Any, key: str) -> Preparation:
+    check_keys(value, key, known={'command', 'creates'}, required={'command', 'creates'})
+    command = value['command']
+    if isinstance(command, str) or not all(isinstance(word, str) for word in command):
+        raise ConfigError(
+            f'{key}.command must be a list of words, but is {command!r}: write '
+            "['{python}', 'make.py', 'data/mine']"
+        )
+    return Preparation(tuple(command), Path(_word(value['creates'], f'{key}.creates')))
+
+
+def _detector(value: Any, key: str, *, trained: bool = True) -> Detector:
+    known = {'name', 'config', 'cfg_options'} | ({'seed', 'checkpoint'} if trained else set())
+    check_keys(value, key, known=known, required={'name', 'config'})
+    options = value.get('cfg_options', {})
+    if not isinstance(options, Mapping):
+        raise ConfigError(f'{key}.cfg_options must be a dict of dotted keys, but is {options!r}')
+    checkpoint = value.get('checkpoint')
+    return Detector(
+        name=_word(value['name'], f'{key}.name'),
+        config=_word(value['config'], f'{key}.config'),
+        cfg_options=dict(options),
+        seed=_whole(value.get('seed', 0), f'{key}.seed', 0),
+        checkpoint=None if checkpoint is None else _word(checkpoint, f'{key}.checkpoint'),
+    )
+
+
+def _cell(value: Any, key: str, teachers: Mapping[str, Detector], seeds: tuple[int, ...]) -> Cell:
+    check_keys(
+        value, key, known={'name', 'teacher', 'temperature', 'loss', 'seeds'}, required={'name'}
+    )
+    name = _word(value['name'], f'{key}.name')
+    own = value.get('seeds')
+    seeds = seeds if own is None else _seeds(own, f'{key}.seeds')
+    teacher = value.get('teacher')
+    if teacher is None:
+        for other in ('temperature', 'loss'):
+            if value.get(other) is not None:
+                raise ConfigError(f'{key}.{other} is set, but {key}.teacher is not: name a teacher')
+        return Cell(name, None, None, None, seeds)
+    if teacher not in teachers:
+        raise ConfigError(f'{key}.teacher: {did_you_mean(str(teacher), teachers)}')
+    temperature = value.get('temperature')
+    if temperature != FITTED:
+        temperature = check_number(
+            temperature, f'{key}.temperature', hint=f"or '{FITTED}' for the teacher's own"
+        )
+    loss = value.get('loss')
+    if not isinstance(loss, Mapping):
+        raise ConfigError(
+            f"{key}.loss must be the config of a loss such as dict(type='KDLoss'), not {loss!r}"
+        )
+    return Cell(name, teacher, temperature, dict(loss), seeds)
+
+
+def _comparison(value: Any, key: str, cells: Mapping[str, Cell]) -> Comparison:
+    check_keys(value, key, known={'of', 'to', 'name'}, required={'of', 'to'})
+    sides = []
+    for side in ('of', 'to'):
+        names = value[side]
+        names = (names,) if isinstance(names, str) else tuple(names)
+        for name in names:
+            if name not in cells:
+                raise ConfigError(f'{key}.{side}: {did_you_mean(str(name), cells)}')
+        if not names:
+            raise ConfigError(f'{key}.{side} is empty: name a cell')
+        sides.append(names)
+    of, to = sides
+    return Comparison(of, to, value.get('name') or f'{_joined(of)} − {_joined(to)}')
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f'mean of ({"; ".join(names)})'
+
+
+def _seeds(value: Any, key: str) -> tuple[int, ...]:
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
+        raise ConfigError(f'{key} must be a list of seeds, but is {value!r}: write [0, 1, 2, 3, 4]')
+    seeds = tuple(_whole(seed, key, 0) for seed in value)
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f'{key} names a seed twice: {list(seeds)}')
+    return seeds
+
+
+def _whole(value: Any, key: str, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f'{key} must be a whole number >= {minimum}, but is {value!r}')
+    return value
+
+
+def _word(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f'{key} must be a text, but is {value!r}')
+    return value
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(values[key], bool):
+        raise ConfigError(f'study.{key} must be True or False, but is {values[key]!r}')
+    return values[key]

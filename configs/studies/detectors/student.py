@@ -1,0 +1,13 @@
+_base_ = './small.py'
+
+# Backbone, neck and RPN start from detectors/start.py's; the RoI head, which distillation teaches,
+# from random weights. The study sets the teacher.
+start = 'work_dirs/study/start/epoch_8.pth'
+model = dict(
+    type='CalKDFasterRCNN',
+    backbone=dict(
+        init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=start, prefix='backbone.')
+    ),
+    neck=dict(init_cfg=dict(type='Pretrained', checkpoint=start, prefix='neck.')),
+    rpn_head=dict(init_cfg=dict(type='Pretrained', checkpoint=start, prefix='rpn_head.')),
+)
