@@ -1,4 +1,4 @@
-"""Heads and losses of mmdet that were tried and that no tap can read, with the reason."""
+"""Heads and losses of mmdet that no tap can read, with the reason."""
 
 from __future__ import annotations
 

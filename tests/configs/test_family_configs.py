@@ -61,7 +61,7 @@ def test_adds_a_calibrated_teacher_and_nothing_else(path: Path) -> None:
     teacher, loss = cfg.model.teacher, cfg.model.distillation
     assert teacher.keys() == {'config', 'checkpoint', 'calibrator'}
     assert teacher.checkpoint is None
-    # The published T is for a softmax; under sigmoid the teacher is left as it is until T is fitted.
+    # The published T is for a softmax; a sigmoid teacher is left as it is until T is fitted.
     temperature = 1.0 if loss.type == 'BinaryKDLoss' else 1.5
     assert teacher.calibrator == dict(type='TemperatureScaling', temperature=temperature)
     assert (loss.tau, loss.loss_weight) == (1.0, 1.0)
