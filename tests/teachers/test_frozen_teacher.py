@@ -251,10 +251,17 @@ def test_a_model_that_mmdet_cannot_build_is_the_teachers(
         init(helpers.distilled_config(model, teacher[1]))
 
 
-def test_a_head_that_no_tap_knows_is_refused(teacher: Teacher) -> None:
-    model = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('paa/paa_r50_fpn_1x_coco.py', 'PAA with PAAHead: it computes .* It knows a Standard'),
+        ('retinanet/retinanet_r18_fpn_1x_coco.py', 'classifies by sigmoid, the student by softmax'),
+    ],
+)
+def test_a_head_that_cannot_be_asked_is_refused(teacher: Teacher, name: str, message: str) -> None:
+    model = get_config(f'mmdet::{name}').model
     model.backbone.init_cfg = None
-    with pytest.raises(ConfigError, match=r'model\.teacher\.config: .*RetinaNet with RetinaHead'):
+    with pytest.raises(ConfigError, match=rf'model\.teacher\.config: .*{message}'):
         init(helpers.distilled_config(model, teacher[1]))
 
 
@@ -327,13 +334,19 @@ def test_a_loss_that_is_none_of_distillation_is_refused(
         helpers.build(cfg)
 
 
-def test_sigmoid_students_are_refused_by_a_softmax_loss(
-    teacher_config: ConfigDict, teacher: Teacher
-) -> None:
-    cfg = helpers.distilled_config(teacher_config, teacher[1])
-    cfg.roi_head.bbox_head.loss_cls.use_sigmoid = True
-    with pytest.raises(ConfigError, match='compares softmax scores'):
+def test_a_loss_for_other_scores_is_refused(teacher_config: ConfigDict, teacher: Teacher) -> None:
+    cfg = helpers.distilled_config(
+        teacher_config, teacher[1], distillation=dict(type='BinaryKDLoss')
+    )
+    with pytest.raises(
+        ConfigError, match=r'BinaryKDLoss compares sigmoid .* classifies by softmax'
+    ):
         helpers.build(cfg)
+    dense = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
+    dense.backbone.init_cfg = None
+    dense.update(type='CalKDRetinaNet', teacher=cfg.teacher, distillation=dict(type='KDLoss'))
+    with pytest.raises(ConfigError, match=r'KDLoss compares softmax .* classifies by sigmoid'):
+        helpers.build(dense)
 
 
 def test_the_config_that_was_given_stays_as_it_was(
