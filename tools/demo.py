@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
 from calkd_det.datasets.mini import DEFAULT_NUM_IMAGES, write_mini_dataset  # noqa: E402
-from calkd_det.errors import CalKDError  # noqa: E402
 from calkd_det.report import Plan, write_report  # noqa: E402
 from calkd_det.report.demo import look_at_machine, run_demo  # noqa: E402
+from calkd_det.report.launch import run_until_stopped  # noqa: E402
 from calkd_det.report.plan import DEFAULT_DATA, DEFAULT_EPOCHS, DEFAULT_WORK_DIR  # noqa: E402
 
 DESCRIPTION = """\
@@ -84,18 +83,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    # So that subprocesses are also ended by a plain kill and by a terminal that closes.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        run(args)
-    except CalKDError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from the last finished epoch.', file=sys.stderr)
-        return 130
-    return 0
+    return run_until_stopped(lambda: run(args), 'from the last finished epoch')
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 # mmengine's own, at every config that is read; it would bury the progress.
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
-from calkd_det.errors import CalKDError, ConfigError  # noqa: E402
+from calkd_det.errors import ConfigError  # noqa: E402
+from calkd_det.report.launch import run_until_stopped  # noqa: E402
 from calkd_det.study import Study, read_study  # noqa: E402
 from calkd_det.study.commands import list_commands, list_runs  # noqa: E402
 from calkd_det.study.report import write_reports  # noqa: E402
@@ -93,18 +93,7 @@ def gpus_of(studies: list[Study]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    # So that subprocesses are also ended by a plain kill and by a terminal that closes.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        run(args)
-    except CalKDError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on with what is missing.', file=sys.stderr)
-        return 130
-    return 0
+    return run_until_stopped(lambda: run(args), 'with what is missing')
 
 
 if __name__ == '__main__':

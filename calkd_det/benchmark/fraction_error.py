@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor
 
-from calkd_det.benchmark.subject import plain_model, without_pretrained
+from calkd_det.benchmark.subject import plain_model
 from calkd_det.detectors.roi_fraction import hardest_samples
 from calkd_det.taps import find_tap
 from calkd_det.teachers.checkpoint import load_weights
@@ -47,7 +48,7 @@ def measure_fractions(
         num_batches: How many batches of the training data.
         device: Where to compute.
     """
-    detector = MODELS.build(without_pretrained(cfg.model))
+    detector = MODELS.build(copy.deepcopy(cfg.model))
     load_weights(detector, str(student_checkpoint))
     detector.to(device).train()
     plain = MODELS.build(plain_model(cfg))

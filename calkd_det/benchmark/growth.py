@@ -6,12 +6,12 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
 
 from mmengine.config import Config
 
-from calkd_det.benchmark.subject import Subject, teacher_source, write_random_teacher
+from calkd_det.benchmark.subject import Subject, write_random_teacher
 from calkd_det.errors import ConfigError
+from calkd_det.teachers.source import read_source
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def growth_points(subject: Subject, teachers: list[str], folder: Path) -> Iterat
     for pixels in (side // 2, side, side * 3 // 2, side * 2):
         yield Point('image side', str(pixels), replace(subject, size=(pixels, pixels)))
     for rois in (128, 256, 512, 1024):
-        yield Point('RoIs an image', str(rois), _changed(subject, rois_set_to(rois)))
+        yield Point('RoIs an image', str(rois), replace(subject, cfg=_with_rois(subject.cfg, rois)))
     for classes in (80, 365, 1203):
         cfg = _with_classes(subject.cfg, classes)
         file = folder / f'{classes}-classes.pth'
@@ -65,29 +65,19 @@ def growth_points(subject: Subject, teachers: list[str], folder: Path) -> Iterat
         yield Point('teacher', name, replace(subject, cfg=cfg, teacher_checkpoint=file))
 
 
-def rois_set_to(number: int) -> Callable[[Any], None]:
-    """Changes how many RoIs of an image a model's config samples, in all stages."""
-
-    def change(model: Any) -> None:
-        rcnn = model.train_cfg.rcnn
-        for stage in rcnn if isinstance(rcnn, (list, tuple)) else [rcnn]:
-            stage.sampler.num = number
-        model.train_cfg.rpn_proposal.max_per_img = max(
-            2 * number, model.train_cfg.rpn_proposal.max_per_img
-        )
-
-    return change
-
-
-def _changed(subject: Subject, change: Callable[[Any], None]) -> Subject:
-    cfg = copy.deepcopy(subject.cfg)
-    change(cfg.model)
-    return replace(subject, cfg=cfg)
+def _with_rois(cfg: Config, number: int) -> Config:
+    cfg = copy.deepcopy(cfg)
+    train_cfg = cfg.model.train_cfg
+    stages = train_cfg.rcnn if isinstance(train_cfg.rcnn, (list, tuple)) else [train_cfg.rcnn]
+    for stage in stages:
+        stage.sampler.num = number
+    train_cfg.rpn_proposal.max_per_img = max(2 * number, train_cfg.rpn_proposal.max_per_img)
+    return cfg
 
 
 def _with_classes(cfg: Config, number: int) -> Config:
     cfg = copy.deepcopy(cfg)
-    teacher = teacher_source(cfg, 'none').model
+    teacher = read_source(cfg.model.teacher.config, 'none is read').model
     for model in (cfg.model, teacher):
         heads = model.roi_head.bbox_head
         for head in heads if isinstance(heads, (list, tuple)) else [heads]:

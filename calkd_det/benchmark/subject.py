@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +12,17 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
-from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.frozen_teacher import build_detector
 from calkd_det.teachers.source import read_source
+from calkd_det.teachers.whole_teacher import build_whole_teacher
 
 PREFIX = 'CalKD'
 BOXES_PER_IMAGE = 8
@@ -54,16 +54,14 @@ class Subject:
 
     def distilled(self, **teacher_options: Any) -> nn.Module:
         """The distilled student, its teacher built, in training mode."""
-        model = without_pretrained(self.cfg.model)
-        model.teacher.update(checkpoint=str(self.teacher_checkpoint), **teacher_options)
+        model = copy.deepcopy(self.cfg.model)
+        model.teacher.update(self._teacher_config(**teacher_options))
         return self._prepare(model)
 
     def teacher(self) -> nn.Module:
         """The teacher's whole detector as mmdet builds it, in evaluation mode, frozen."""
-        source = teacher_source(self.cfg, str(self.teacher_checkpoint))
-        detector = revert_sync_batchnorm(build_detector(source))
-        load_weights(detector, source.checkpoint)
-        return detector.to(self.device).eval().requires_grad_(False)
+        holder = FrozenTeacher.from_config(self._teacher_config())
+        return build_whole_teacher(holder).detector.to(self.device).requires_grad_(False)
 
     def optimizer(self, detector: nn.Module) -> OptimWrapper:
         """The config's optimizer at a learning rate of zero: all of its work, the same weights."""
@@ -81,6 +79,10 @@ class Subject:
     def _num_classes(self) -> int:
         student = self.student()
         return find_tap(student, 'model').num_classes(student)
+
+    def _teacher_config(self, **options: Any) -> dict[str, Any]:
+        checkpoint = str(self.teacher_checkpoint)
+        return {**self.cfg.model.teacher, 'checkpoint': checkpoint, **options}
 
     def _prepare(self, model: ConfigDict) -> nn.Module:
         torch.manual_seed(0)
@@ -109,39 +111,17 @@ def check_config(cfg: Config) -> None:
 
 def plain_model(cfg: Config) -> ConfigDict:
     """The model of a CalKD config without its distillation."""
-    model = without_pretrained(cfg.model)
+    model = copy.deepcopy(cfg.model)
     model.type = model.type.removeprefix(PREFIX)
     del model['teacher'], model['distillation']
     return model
 
 
-def teacher_source(cfg: Config, checkpoint: str) -> Any:
-    """The teacher of a config, without the pretrained backbone that it may name."""
-    source = read_source(cfg.model.teacher.config, checkpoint)
-    return type(source)(without_pretrained(source.model), source.checkpoint, source.classes)
-
-
 def write_random_teacher(cfg: Config, path: Path) -> None:
     """Writes a checkpoint, of the usual format, with the teacher's initial weights."""
     torch.manual_seed(1)
-    detector = build_detector(teacher_source(cfg, 'none'))
+    detector = build_detector(read_source(cfg.model.teacher.config, 'none is read'))
     torch.save({'meta': {}, 'state_dict': detector.state_dict()}, path)
-
-
-def without_pretrained(model: Mapping) -> ConfigDict:
-    """A copy of a model's config that downloads nothing."""
-    model = ConfigDict(copy.deepcopy(dict(model)))
-    stack: list[Any] = [model]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Mapping):
-            init_cfg = value.get('init_cfg')
-            if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
-                value['init_cfg'] = None
-            stack += value.values()
-        elif isinstance(value, (list, tuple)):
-            stack += value
-    return model
 
 
 def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dict[str, list]:

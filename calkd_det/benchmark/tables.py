@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from calkd_det.benchmark.timing import spread
-from calkd_det.benchmark.ways import DEFAULT, KD_PART, STUDENT, TEACHER, WAYS
+from calkd_det.benchmark.ways import DEFAULT, KD_PART, STUDENT, TEACHER
 
 matplotlib.use('Agg')
 
@@ -108,12 +108,6 @@ def growth_plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
-
-
-def ways_table() -> str:
-    """What each way is."""
-    lines = ['| way | what it is |', '|---|---|']
-    return '\n'.join(lines + [f'| {way.name} | {way.about} |' for way in WAYS.values()])
 
 
 def median(result: dict[str, Any], name: str) -> float:

@@ -41,10 +41,21 @@ class Way:
 
 
 def train_step(
-    subject: Subject, detector: nn.Module, losses: Callable[[dict], dict], amp: bool
+    subject: Subject,
+    detector: nn.Module,
+    amp: bool,
+    losses: Callable[[dict], dict] | None = None,
 ) -> Callable[[], float | None]:
-    """One training step, from a data loader's batch to the updated weights."""
+    """One training step, from a data loader's batch to the updated weights.
+
+    Args:
+        subject: Has the batch and the optimizer.
+        detector: What is trained.
+        amp: Whether to use autocast.
+        losses: Of a normalised batch; None for the detector's own.
+    """
     optimizer = subject.optimizer(detector)
+    losses = losses or (lambda data: detector(**data, mode='loss'))
 
     def step() -> float | None:
         with autocast(subject.device, amp):
@@ -66,16 +77,14 @@ def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
 
 def student_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
     """The plain student's training step."""
-    student = subject.student()
-    return train_step(subject, student, lambda data: student(**data, mode='loss'), amp)
+    return train_step(subject, subject.student(), amp)
 
 
 def calkd(**options: Any) -> Prepare:
     """This project's training step."""
 
     def prepare(subject: Subject, amp: bool) -> Callable[[], float | None]:
-        distilled = subject.distilled(**options)
-        return train_step(subject, distilled, lambda data: distilled(**data, mode='loss'), amp)
+        return train_step(subject, subject.distilled(**options), amp)
 
     return prepare
 
@@ -86,7 +95,7 @@ def compiled_teacher(subject: Subject, amp: bool) -> Callable[[], float | None]:
     network = distilled.teacher.network.detector
     for part in (network.backbone, network.neck):
         part.compile()
-    return train_step(subject, distilled, lambda data: distilled(**data, mode='loss'), amp)
+    return train_step(subject, distilled, amp)
 
 
 def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
@@ -118,6 +127,7 @@ def whole_loss_mode(subject: Subject, amp: bool) -> Callable[[], float | None]:
     """
     student, teacher = subject.student(), subject.teacher()
     tap = find_tap(student, 'the student')
+    compare = comparison(subject)
     teacher.train()
     for module in teacher.modules():
         if isinstance(module, _BatchNorm):
@@ -133,9 +143,9 @@ def whole_loss_mode(subject: Subject, amp: bool) -> Callable[[], float | None]:
             count = min(len(group), len(other))
             own[index] = _first(group, count)
             answers.append(other.logits[:count])
-        return {**logs, **compare(subject, own, answers)}
+        return {**logs, **compare(own, answers)}
 
-    return train_step(subject, student, losses, amp)
+    return train_step(subject, student, amp, losses)
 
 
 def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
@@ -147,6 +157,7 @@ def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
     """
     student, teacher = subject.student(), subject.teacher()
     tap = find_tap(student, 'the student')
+    compare = comparison(subject)
     feats: list[tuple[Tensor, ...]] = []
     student.neck.register_forward_hook(lambda module, args, output: feats.append(output))
 
@@ -159,9 +170,9 @@ def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
         with torch.no_grad():
             teacher_feats = tap.prepare(teacher, teacher.extract_feat(data['inputs']))
             answers = [tap.classify(teacher, teacher_feats, group) for group in seen]
-        return {**logs, **compare(subject, again, answers)}
+        return {**logs, **compare(again, answers)}
 
-    return train_step(subject, student, losses, amp)
+    return train_step(subject, student, amp, losses)
 
 
 def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
@@ -183,9 +194,7 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
 
         def __call__(self, *args: Any) -> list[Tensor]:
             with torch.no_grad():
-                logits = [network.calibrator(answer) for answer in raw]
-                class_map = network.class_map
-                return logits if class_map is None else [class_map(value) for value in logits]
+                return [network.calibrate(answer) for answer in raw]
 
     distilled.teacher = Answers()
     shapes = [subject.size] * subject.batch_size
@@ -199,17 +208,25 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
     return step
 
 
-def compare(
-    subject: Subject, samples: Sequence[ClassifierSamples], answers: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def comparison(
+    subject: Subject,
+) -> Callable[[Sequence[ClassifierSamples], Sequence[Tensor]], dict[str, Tensor]]:
     """The config's losses of distillation, without anything else."""
     calibrate = TemperatureScaling()
     losses = build_losses(subject.cfg.model.distillation)
-    return {
-        f'{group.name}.{name}': loss(group.logits, calibrate(answer), group.labels, group.weights)
-        for group, answer in zip(samples, answers)
-        for name, loss in losses.items()
-    }
+
+    def compare(
+        samples: Sequence[ClassifierSamples], answers: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        return {
+            f'{group.name}.{name}': loss(
+                group.logits, calibrate(answer), group.labels, group.weights
+            )
+            for group, answer in zip(samples, answers)
+            for name, loss in losses.items()
+        }
+
+    return compare
 
 
 def seen_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamples]]:

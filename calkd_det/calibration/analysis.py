@@ -25,7 +25,7 @@ from calkd_det.calibration.reliability import (
     reliability_from_confidences,
     top_label,
 )
-from calkd_det.calibration.scores import brier_score, negative_log_likelihood
+from calkd_det.calibration.scores import brier_score, class_scores, negative_log_likelihood
 from calkd_det.calibration.temperature import TemperatureAccumulator, TemperatureFit
 from calkd_det.errors import TeacherError
 
@@ -216,7 +216,7 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
     for logits, labels, weights, _ in store.chunks():
         kind = {'activation': store.activation, 'weights': weights}
         scaled = logits.double() / temperature
-        probs = scaled.softmax(dim=1) if store.activation == 'softmax' else scaled.sigmoid()
+        probs = class_scores(scaled, store.activation)
         confidence, hit = top_label(probs, labels, activation=store.activation)
         confidences.append(confidence)
         hits.append(hit)

@@ -25,6 +25,11 @@ def row_chunks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + CHUNK_ROWS) for start in range(0, num_rows, CHUNK_ROWS))
 
 
+def class_scores(logits: Tensor, activation: Activation) -> Tensor:
+    """The scores (N, C) that a head of this activation makes of logits (N, C)."""
+    return logits.softmax(dim=1) if activation == 'softmax' else logits.sigmoid()
+
+
 def logit_margins(logits: Tensor, labels: Tensor, activation: Activation) -> Tensor:
     """Rewrite logits as margins u (N, C) in which the loss has no label any more.
 
@@ -52,7 +57,7 @@ def margin_nll(margins: Tensor, beta: float, activation: Activation) -> Tensor:
 def margin_slope(margins: Tensor, beta: float, activation: Activation) -> Tensor:
     """Derivative (N,) of :func:`margin_nll` by ``beta``; it never decreases in ``beta``."""
     scaled = margins * beta
-    gates = scaled.softmax(dim=1) if activation == 'softmax' else scaled.sigmoid()
+    gates = class_scores(scaled, activation)
     return torch.linalg.vecdot(margins, gates)
 
 

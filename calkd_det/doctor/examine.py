@@ -23,9 +23,10 @@ from calkd_det.doctor.student import (
     initialise,
     student_classes,
 )
-from calkd_det.doctor.teacher import build_whole_teacher, check_teacher
+from calkd_det.doctor.teacher import check_teacher
 from calkd_det.doctor.versions import check_device, check_versions, installed_versions
 from calkd_det.taps import find_tap
+from calkd_det.teachers.whole_teacher import build_whole_teacher
 
 
 def examine(cfg: Config, *, device: torch.device, num_images: int = 32) -> Iterator[Finding]:

@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.model import ImgDataPreprocessor, revert_sync_batchnorm
+from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calkd_det.calibration import Calibrator, ClassTemperatureScaling, TemperatureScaling
 from calkd_det.calibration.held_out import sha256_of
 from calkd_det.doctor.finding import Finding
-from calkd_det.teachers import FrozenTeacher, TeacherNetwork
-from calkd_det.teachers.checkpoint import load_weights
+from calkd_det.teachers import TeacherNetwork
 from calkd_det.teachers.class_map import ClassMap
-from calkd_det.teachers.frozen_teacher import build_detector
-from calkd_det.teachers.source import read_source
+from calkd_det.teachers.whole_teacher import WholeTeacher
 
 _SHOWN_CLASSES = 5
-
-
-@dataclass(frozen=True)
-class WholeTeacher:
-    """The teacher as the detector that it is: distillation keeps only a part of it.
-
-    Attributes:
-        detector: In eval mode, on the CPU.
-        checkpoint: Path or URL of its weights.
-        classes: Its class names, None if unknown.
-    """
-
-    detector: nn.Module
-    checkpoint: str
-    classes: tuple[str, ...] | None
-
-
-def build_whole_teacher(teacher: FrozenTeacher) -> WholeTeacher:
-    """Builds a teacher that :meth:`FrozenTeacher.build` has built, with all of its parts."""
-    source = read_source(teacher.config, teacher.checkpoint)
-    detector = revert_sync_batchnorm(build_detector(source)).eval()
-    classes = load_weights(detector, source.checkpoint) or source.classes
-    return WholeTeacher(detector, source.checkpoint, classes)
 
 
 def check_teacher(

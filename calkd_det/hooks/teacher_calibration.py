@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from calkd_det.calibration.reliability import Reliability, ReliabilityAccumulator
+from calkd_det.calibration.scores import class_scores
 from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
 from calkd_det.taps import ClassifierSamples
@@ -103,9 +104,7 @@ class TeacherCalibrationHook(Hook):
         for samples, logits in zip(args[2], answers):
             rows = self._rows(len(samples))
             logits, labels = logits[rows], samples.labels[rows]
-            softmax = samples.activation == 'softmax'
-            scores = logits.softmax(dim=1) if softmax else logits.sigmoid()
-            confidence, prediction = scores.max(dim=1)
+            confidence, prediction = class_scores(logits, samples.activation).max(dim=1)
             confidence = confidence.masked_fill(samples.weights[rows] == 0, math.nan)
             self._seen.append((confidence, prediction == labels))
 

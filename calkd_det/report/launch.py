@@ -138,6 +138,30 @@ def run_steps(
         raise StepFailed(f'{len(failures)} failed: {"; ".join(failures)}.')
 
 
+def run_until_stopped(run: Callable[[], None], goes_on: str) -> int:
+    """Runs what starts subprocesses, and says how it ended.
+
+    Args:
+        run: May raise a ``CalKDError``, which is printed.
+        goes_on: What the same command would do after it was stopped, a clause.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after it was stopped.
+    """
+    # So that subprocesses are also ended by a plain kill and by a terminal that closes.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        run()
+    except CalKDError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f'\nstopped; the same command goes on {goes_on}.', file=sys.stderr)
+        return 130
+    return 0
+
+
 def condense(line: str) -> str | None:
     """Returns what a line of mmengine's log says of the progress, or None."""
     if match := TRAIN_LINE.search(line):

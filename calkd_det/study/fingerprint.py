@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from calkd_det.study.rows import write_json
+from calkd_det.teachers.frozen_teacher import tensor_bytes
 
 FILE = 'fingerprint.json'
 
@@ -57,6 +58,5 @@ def hash_weights(state: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(content.numpy().tobytes())
+        digest.update(tensor_bytes(value))
     return digest.hexdigest()[:16]

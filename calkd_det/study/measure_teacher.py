@@ -21,6 +21,7 @@ from calkd_det.calibration import Reliability, reliability
 from calkd_det.calibration.analysis import DISTILLATION, NUM_BINS, fit_set, measure
 from calkd_det.calibration.collect import SampleStore, collect_samples
 from calkd_det.calibration.held_out import read_held_out
+from calkd_det.calibration.scores import class_scores
 from calkd_det.errors import CalKDError
 from calkd_det.study.rows import write_json
 from calkd_det.study.runs import annotation_file, train_subset
@@ -127,9 +128,7 @@ def _foreground(store: SampleStore, num_classes: int) -> dict[str, float] | None
     probs, labels = [], []
     for logits, chunk_labels, _, _ in store.chunks():
         chosen = chunk_labels < num_classes
-        scores = logits[chosen].double()
-        softmax = store.activation == 'softmax'
-        probs.append(scores.softmax(dim=1) if softmax else scores.sigmoid())
+        probs.append(class_scores(logits[chosen].double(), store.activation))
         labels.append(chunk_labels[chosen])
     if not sum(map(len, labels)):
         return None

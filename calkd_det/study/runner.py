@@ -27,6 +27,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 import calkd_det
+from calkd_det.calibration.held_out import sha256_of
 from calkd_det.config import config_path
 from calkd_det.datasets.mini import write_mini_dataset
 from calkd_det.errors import ConfigError, TeacherError
@@ -549,7 +550,7 @@ def _data_digest(run: Run) -> str:
 
 
 def _sha256(path: str) -> str | None:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
+    return sha256_of(Path(path)) if Path(path).is_file() else None
 
 
 def _versions() -> dict[str, str]:

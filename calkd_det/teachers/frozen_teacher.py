@@ -109,9 +109,13 @@ class TeacherNetwork(nn.Module):
             feats = tuple(feat.to(images.dtype).contiguous() for feat in feats)
             for group in samples:
                 group = replace(group, name=self.classifiers.get(group.name, group.name))
-                logits = self.calibrator(self.tap.classify(self.detector, feats, group))
-                answers.append(logits if self.class_map is None else self.class_map(logits))
+                answers.append(self.calibrate(self.tap.classify(self.detector, feats, group)))
         return answers
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Calibrates logits over the teacher's classes, and maps them to the student's."""
+        logits = self.calibrator(logits)
+        return logits if self.class_map is None else self.class_map(logits)
 
     def _autocast(self, device_type: str) -> AbstractContextManager:
         if self.precision is None:
@@ -256,9 +260,9 @@ class FrozenTeacher:
             ),
             CHECKPOINT_KEY: (
                 source.checkpoint,
-                _digest(map(_bytes, detector.state_dict().values())),
+                _digest(map(tensor_bytes, detector.state_dict().values())),
             ),
-            'model.teacher.calibrator': (str(self.calibrator), _digest([_bytes(probe)])),
+            'model.teacher.calibrator': (str(self.calibrator), _digest([tensor_bytes(probe)])),
             **{
                 f'model.teacher.{name}': (str(value), str(value))
                 for name, value in (
@@ -361,12 +365,13 @@ def build_detector(source: TeacherSource) -> nn.Module:
         ) from error
 
 
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The content of a tensor of any dtype and device."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from mmengine.config import Config
@@ -36,13 +36,6 @@ def seeded(way: Way, subject: Subject) -> float | None:
     step = way.prepare(subject, False)
     torch.manual_seed(0)
     return step()
-
-
-def load_tool() -> object:
-    spec = importlib.util.spec_from_file_location('benchmark_step', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize('name', [name for name in WAYS if name != COMPILED])
@@ -170,7 +163,7 @@ def test_what_grows(subject: Subject, tmp_path: Path) -> None:
 def test_the_tool_writes_both_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = load_tool()
+    tool = helpers.load_tool('benchmark_step')
     axes = ['classes', 'images']
     monkeypatch.setattr(
         tool, 'growth_points', lambda *args: (p for p in growth_points(*args) if p.axis in axes)
@@ -204,4 +197,4 @@ def test_the_tool_writes_both_tables(
 def test_a_plain_config_is_refused() -> None:
     plain = config_path('mini/faster-rcnn_r18-student_fpn_12e_mini.py')
     with pytest.raises(ConfigError, match='needs a config that distils'):
-        load_tool().main([plain])
+        helpers.load_tool('benchmark_step').main([plain])

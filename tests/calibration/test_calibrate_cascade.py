@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -31,9 +31,7 @@ def test_the_report_of_a_cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             head.fc_cls.bias[-1] = 2.0 + stage  # confident of the background, the later the more
     torch.save(dict(state_dict=detector.state_dict()), 'teacher.pth')
 
-    spec = importlib.util.spec_from_file_location('calibrate_teacher', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = helpers.load_tool('calibrate_teacher')
     data = ['--ann=data/mini/annotations/calibration.json', '--images=data/mini/calibration']
     options = ['--out=out', '--workers=0', '--batch-size=2']
     assert tool.main([config_path(TEACHER), 'teacher.pth', *data, *options]) == 0

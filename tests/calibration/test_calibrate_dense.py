@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,12 +26,7 @@ DATA = ['--ann=data/mini/annotations/calibration.json', '--images=data/mini/cali
 
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / 'tools' / 'calibrate_teacher.py'
-    spec = importlib.util.spec_from_file_location('calibrate_teacher', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return helpers.load_tool('calibrate_teacher')
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -165,12 +163,7 @@ def test_one_image_has_no_interval() -> None:
 
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / 'tools' / 'calibrate_teacher.py'
-    spec = importlib.util.spec_from_file_location('calibrate_teacher', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return helpers.load_tool('calibrate_teacher')
 
 
 @pytest.fixture

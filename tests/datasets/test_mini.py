@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import struct
 from itertools import combinations
 from pathlib import Path
 
 import cv2
+import helpers
 import numpy as np
 import pytest
 
@@ -363,11 +363,7 @@ def test_the_samples_show_three_rows_of_six(built):
 
 @pytest.fixture(scope='module')
 def tool():
-    path = Path(__file__).parents[2] / 'tools' / 'make_mini_data.py'
-    spec = importlib.util.spec_from_file_location('make_mini_data', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.load_tool('make_mini_data')
 
 
 def test_the_tool_prints_a_table(tool, built, capsys):

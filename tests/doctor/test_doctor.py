@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -39,10 +38,7 @@ Doctor = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('doctor', ROOT / 'tools' / 'doctor.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.load_tool('doctor')
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,35 @@
+"""The teacher as the detector that it is: distillation keeps only a part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmengine.model import revert_sync_batchnorm
+from torch import nn
+
+from calkd_det.teachers.checkpoint import load_weights
+from calkd_det.teachers.frozen_teacher import FrozenTeacher, build_detector
+from calkd_det.teachers.source import read_source
+
+
+@dataclass(frozen=True)
+class WholeTeacher:
+    """The teacher as the detector that it is: distillation keeps only a part of it.
+
+    Attributes:
+        detector: In eval mode, on the CPU.
+        checkpoint: Path or URL of its weights.
+        classes: Its class names, None if unknown.
+    """
+
+    detector: nn.Module
+    checkpoint: str
+    classes: tuple[str, ...] | None
+
+
+def build_whole_teacher(teacher: FrozenTeacher) -> WholeTeacher:
+    """Builds a teacher that :meth:`FrozenTeacher.build` has built, with all of its parts."""
+    source = read_source(teacher.config, teacher.checkpoint)
+    detector = revert_sync_batchnorm(build_detector(source)).eval()
+    classes = load_weights(detector, source.checkpoint) or source.classes
+    return WholeTeacher(detector, source.checkpoint, classes)
