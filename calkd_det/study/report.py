@@ -19,19 +19,21 @@ from calkd_det.study.figures import (
 from calkd_det.study.measure_teacher import bins_from
 from calkd_det.study.rows import Row
 from calkd_det.study.selection import Selection, select
-from calkd_det.study.settings import FITTED, Study
+from calkd_det.study.settings import FITTED, Comparison, Study
 from calkd_det.study.statistics import (
     Explained,
     PairedDifference,
+    contrast_factor,
     explain,
     holm,
     mean_interval,
     paired_difference,
     pairs_needed,
-    pooled_sd,
+    residual_sd,
     smallest_difference,
 )
 from calkd_det.study.wording import (
+    Power,
     chance_sentence,
     difference_sentence,
     ends,
@@ -162,13 +164,9 @@ def answer(selection: Selection) -> str:
             f'- {rivals_sentence("ECE", fits["ECE"], name, fits[name])}'
             for name in ('mAP', 'RoI accuracy')
         ]
-    sd = pooled_sd(list(found.values()))
-    if sd > 0:
-        pairs = min(d.count for d in found.values() if d.count > 1)
-        needed = pairs_needed(sd, study.target / 100)
-        lines.append(
-            f'- {power_sentence(sd, pairs, smallest_difference(sd, pairs), study.target, needed)}'
-        )
+    sd, degrees = _residual(selection)
+    if forms := _powers(selection, found, sd):
+        lines.append(f'- {power_sentence(sd, degrees, study.target, forms)}')
     return '\n'.join(lines)
 
 
@@ -184,8 +182,9 @@ def tables(selection: Selection) -> str:
         parts += [
             'Paired differences of mAP in points: the same seed on both sides, that is the same '
             'initial weights and the same images in the same order. 95 % t interval over seeds; '
-            "p after Holm's correction for all lines of the table.",
-            difference_table(found),
+            "p after Holm's correction for all lines of the table. Told: the smallest true "
+            'difference that so many seeds tell from zero with power 0.8.',
+            difference_table(selection, found),
         ]
     if 'across' in selection.study.figures:
         parts += [
@@ -221,16 +220,21 @@ def cell_table(selection: Selection) -> str:
     return table(rows)
 
 
-def difference_table(found: dict[str, PairedDifference]) -> str:
+def difference_table(selection: Selection, found: dict[str, PairedDifference]) -> str:
     """A table of paired differences."""
+    sd, _ = _residual(selection)
+    factors = {c.name: contrast_factor(c.of, c.to) for c in selection.study.comparisons}
     corrected = _holm({name: d for name, d in found.items() if d.interval is not None})
-    rows = [['comparison', 'points', '95 % interval', 'seeds higher', 'p (Holm)', 'shown']]
+    rows = [['comparison', 'points', '95 % interval', 'seeds higher', 'p (Holm)', 'told', 'shown']]
     for name, d in found.items():
         p = _p_text(corrected[name]) if name in corrected else ''
         shown = ('higher' if d.mean > 0 else 'lower') if excludes_zero(d.interval) else 'no'
-        rows.append(
-            [name, points(d.mean), ends(d.interval), f'{d.improved} of {d.count}', p, shown]
+        spread = sd * factors[name]
+        told = (
+            f'{100 * smallest_difference(spread, d.count):.2f}' if spread > 0 < d.count - 1 else ''
         )
+        improved = f'{d.improved} of {d.count}'
+        rows.append([name, points(d.mean), ends(d.interval), improved, p, told, shown])
     return table(rows)
 
 
@@ -361,6 +365,36 @@ def explained(selection: Selection) -> dict[str, Explained | None]:
         predictor: explain([values[name] for name in names], means)
         for predictor, values in predictors.items()
     }
+
+
+def _residual(selection: Selection) -> tuple[float, int]:
+    return residual_sd([selection.values(name) for name in selection.study.cells])
+
+
+def _powers(selection: Selection, found: dict[str, PairedDifference], sd: float) -> list[Power]:
+    """One of each form of comparison: so many cells against so many, with so many seeds."""
+    forms: dict[tuple[float, int], list[Comparison]] = {}
+    for comparison in selection.study.comparisons:
+        if comparison.name in found and found[comparison.name].count > 1 and sd > 0:
+            spread = sd * contrast_factor(comparison.of, comparison.to)
+            forms.setdefault((spread, found[comparison.name].count), []).append(comparison)
+    target = selection.study.target / 100
+    return [
+        Power(
+            name=_form(alike),
+            pairs=pairs,
+            smallest=smallest_difference(spread, pairs),
+            needed=pairs_needed(spread, target),
+        )
+        for (spread, pairs), alike in forms.items()
+        if spread > 0
+    ]
+
+
+def _form(alike: Sequence[Comparison]) -> str:
+    if {len(alike[0].of), len(alike[0].to)} == {1}:
+        return 'two single cells'
+    return f'‘{alike[0].name}’{" and its like" if len(alike) > 1 else ""}'
 
 
 def _across(

@@ -43,6 +43,7 @@ CONFIG = 'config.py'
 TRAINED = 'trained.json'
 MEASURED = 'measured.json'
 LOG = 'run.log'
+PREPARE_LOG = 'prepare.log'
 LOCK = 'lock'
 LOCK_SECONDS = 10
 METRICS = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'AP75': 'coco/bbox_mAP_75'}
@@ -110,9 +111,16 @@ class Status:
 
 
 def look(runs: Iterable[Run]) -> list[Status]:
-    """Finds what is done; a teacher whose weights students still need is not done without them."""
+    """Finds what is done; a teacher whose weights students still need is not done without them.
+
+    Raises:
+        ConfigError: A run has a row under another name, where the report would not find it.
+    """
     runs = list(runs)
     finished = _finished(runs)
+    for run in runs:
+        if run.hash in finished:
+            _check_settings(run, finished[run.hash])
     needed = {
         run.teacher.hash for run in runs if run.teacher is not None and run.hash not in finished
     }
@@ -145,10 +153,10 @@ def prepare(
     with (folder / LOCK).open('a') as lock:
         # The tasks of a cluster start together: one makes the data, the others wait.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _prepare(studies, say, environment)
+        _prepare(studies, folder / PREPARE_LOG, say, environment)
 
 
-def _prepare(studies: Sequence[Study], say: Any, environment: Mapping[str, str]) -> None:
+def _prepare(studies: Sequence[Study], log: Path, say: Any, environment: Mapping[str, str]) -> None:
     for mini in _distinct(study.data.mini for study in studies):
         if mini is not None:
             dataset = write_mini_dataset(**mini, progress=sys.stdout.isatty())
@@ -159,9 +167,8 @@ def _prepare(studies: Sequence[Study], say: Any, environment: Mapping[str, str])
         places = {'python': sys.executable, 'mmdet_tools': MMDET_TOOLS, 'tools': _own_tools()}
         command = [word.format(**places) for word in step.command]
         say(f'makes {step.creates}: {" ".join(command)}')
-        log = step.creates.parent / 'prepare.log'
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open('w') as output:
+        # Not beside what is created: a tool may want that folder empty.
+        with log.open('a') as output:
             done = subprocess.run(
                 command,
                 stdout=output,
@@ -249,12 +256,12 @@ class _Progress:
     def remaining(self) -> str:
         if not self.missing:
             return 'all done'
-        known = [seconds for values in self.seconds.values() for seconds in values]
-        total = 0.0
-        for run in self.missing:
-            values = self.seconds.get(run.kind) or known
-            total += sum(values) / len(values)
-        return f'{len(self.missing)} left, about {_duration(total / self.jobs)}'
+        left = f'{len(self.missing)} left'
+        if any(run.kind not in self.seconds for run in self.missing):
+            return left
+        means = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}
+        total = sum(means[run.kind] for run in self.missing)
+        return f'{left}, about {_duration(total / self.jobs)}'
 
 
 class _Job:
@@ -411,7 +418,6 @@ class _Job:
 
     def _common(self, seconds: float, metrics: Mapping[str, float]) -> Row:
         run = self.run
-        cell = run.cell
         return {
             'kind': run.kind,
             'hash': run.hash,
@@ -419,14 +425,7 @@ class _Job:
             'study': run.study.name,
             'name': run.name,
             'seed': run.seed,
-            'settings': {'teacher': run.name}
-            if cell is None
-            else {
-                'student': run.detector.name,
-                'teacher': cell.teacher,
-                'temperature': cell.temperature,
-                'loss': cell.loss,
-            },
+            'settings': run.settings,
             'metrics': dict(metrics),
             'fingerprint': read_json(run.folder / fingerprint.FILE),
             'data': _data_digest(run),
@@ -484,6 +483,17 @@ def _finished(runs: Iterable[Run]) -> dict[str, Row]:
     paths = {run.study.results for run in runs}
     rows = [row for path in paths for row in read_rows(path)]
     return {row['hash']: row for row in rows if row['hash'] in wanted}
+
+
+def _check_settings(run: Run, row: Row) -> None:
+    # As the file holds them: a tuple comes back as a list.
+    wanted = json.loads(json.dumps(run.settings))
+    if row['settings'] != wanted:
+        raise ConfigError(
+            f"'{run.study.results}' has the run {run.id} with settings {row['settings']}, the "
+            f'study with {wanted}: give teacher and student their old names in the study, or write '
+            'the new ones into that row'
+        )
 
 
 def _is_trained(run: Run) -> bool:

@@ -64,6 +64,11 @@ class Run:
         return self.study.work_dir / self.id
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What its row keeps of the study's config and is found by."""
+        return {'teacher': self.name} if self.cell is None else self.study.settings(self.cell)
+
+    @property
     def detector(self) -> Detector:
         """The config it trains."""
         return self.study.teachers[self.name] if self.cell is None else self.study.student

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from calkd_det.errors import ConfigError
 from calkd_det.study.rows import Row, read_rows
-from calkd_det.study.settings import Cell, Comparison, Study
+from calkd_det.study.settings import Comparison, Study
 from calkd_det.study.statistics import PairedDifference, paired_difference
 
 
@@ -97,7 +97,7 @@ def select(study: Study) -> Selection:
         for row in rows
         if row['kind'] == 'teacher' and row['name'] in study.teachers
     }
-    wanted = {_settings(study, cell): cell for cell in study.cells.values()}
+    wanted = {_key(study.settings(cell)): cell for cell in study.cells.values()}
     own = [
         (wanted[key], row)
         for row in rows
@@ -116,17 +116,6 @@ def select(study: Study) -> Selection:
         elif row['seed'] in cell.seeds:
             cells[cell.name][row['seed']] = row
     return Selection(study, teachers, cells, left_out)
-
-
-def _settings(study: Study, cell: Cell) -> str:
-    return _key(
-        {
-            'student': study.student.name,
-            'teacher': cell.teacher,
-            'temperature': cell.temperature,
-            'loss': cell.loss,
-        }
-    )
 
 
 def _key(settings: dict) -> str:

@@ -143,6 +143,15 @@ class Study:
     page: Path
     pictures: Path
 
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """What the rows of a cell keep of it and are found by."""
+        return {
+            'student': self.student.name,
+            'teacher': cell.teacher,
+            'temperature': cell.temperature,
+            'loss': cell.loss,
+        }
+
 
 _REQUIRED = {'name', 'data', 'student', 'teachers', 'cells', 'seeds'}
 _DEFAULTS = dict(

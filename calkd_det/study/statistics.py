@@ -93,11 +93,45 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def pooled_sd(differences: Sequence[PairedDifference]) -> float:
-    """The standard deviation within several sets of differences; NaN if none has two."""
-    spread = [(d.count - 1, d.sd**2) for d in differences if d.count > 1]
-    degrees = sum(count for count, _ in spread)
-    return math.sqrt(sum(n * v for n, v in spread) / degrees) if degrees else math.nan
+def residual_sd(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
+    """What neither cell nor seed explains: the residual of an additive model, by least squares.
+
+    A paired difference of two cells has that times the root of 2 as its standard deviation; see
+    :func:`contrast_factor` for means of several cells.
+
+    Args:
+        cells: Values by seed of each cell; seeds may be missing.
+
+    Returns:
+        The standard deviation, and its degrees of freedom; NaN and 0 without any.
+    """
+    seeds = sorted({seed for cell in cells for seed in cell})
+    found = [(cell, seed) for cell, values in enumerate(cells) for seed in values]
+    if not found:
+        return math.nan, 0
+    design = np.zeros((len(found), len(cells) + len(seeds)))
+    for row, (cell, seed) in enumerate(found):
+        design[row, cell] = design[row, len(cells) + seeds.index(seed)] = 1
+    y = np.array([cells[cell][seed] for cell, seed in found])
+    solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    degrees = len(found) - int(rank)
+    if degrees == 0:
+        return math.nan, 0
+    return float(np.linalg.norm(y - design @ solution) / math.sqrt(degrees)), degrees
+
+
+def contrast_factor(of: Sequence[str], to: Sequence[str]) -> float:
+    """The spread of the mean of cells ``of`` less that of ``to``, in the residual's SDs.
+
+    Example:
+        >>> round(contrast_factor(['a'], ['b']) ** 2, 3), round(contrast_factor('abc', 'd') ** 2, 3)
+        (2.0, 1.333)
+    """
+    weights = dict.fromkeys([*of, *to], 0.0)
+    for names, sign in ((of, 1), (to, -1)):
+        for name in names:
+            weights[name] += sign / len(names)
+    return math.sqrt(sum(weight**2 for weight in weights.values()))
 
 
 def power_of(difference: float, sd: float, count: int) -> float:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from calkd_det.study.statistics import (
     Explained,
     Interval,
     PairedDifference,
     difference_of_explained,
 )
+
+
+@dataclass(frozen=True)
+class Power:
+    """What comparisons of one form can tell.
+
+    Attributes:
+        name: of them, for a sentence.
+        pairs: seeds of each.
+        smallest: true difference told from zero with power 0.8, mAP in [0, 1].
+        needed: seeds that the target would take.
+    """
+
+    name: str
+    pairs: int
+    smallest: float
+    needed: int
 
 
 def excludes_zero(interval: Interval | None) -> bool:
@@ -104,19 +124,22 @@ def chance_sentence(count: int, excluding: int) -> str:
     )
 
 
-def power_sentence(sd: float, pairs: int, smallest: float, target: float, needed: int) -> str:
+def power_sentence(sd: float, degrees: int, target: float, forms: Sequence[Power]) -> str:
     """Says what the seeds can tell.
 
     Args:
-        sd: Of paired differences, mAP in [0, 1].
-        pairs: Seeds of a comparison.
-        smallest: Difference found with power 0.8, mAP in [0, 1].
+        sd: What neither cell nor seed explains, mAP in [0, 1].
+        degrees: Degrees of freedom of it.
         target: In points.
-        needed: Seeds that it takes for ``target``.
+        forms: One comparison of each form.
     """
+    told = '; '.join(
+        f'{100 * form.smallest:.2f} points for {form.name} with {form.pairs} seeds '
+        f'({target:g} points would take {form.needed})'
+        for form in forms
+    )
     return (
-        f'Paired differences spread by {100 * sd:.2f} points (SD over seeds, pooled over all '
-        f'comparisons). With that, {pairs} seeds tell a true difference of {100 * smallest:.2f} '
-        f'points from zero with power 0.8 (two-sided paired t test, 5 %); {target:g} points would '
-        f'take {needed} seeds.'
+        f'What neither cell nor seed explains of a run spreads by {100 * sd:.2f} points (SD, '
+        f'{degrees} degrees of freedom). With that, the smallest true difference told from zero '
+        f'with power 0.8 (two-sided paired t test, 5 %) is {told}.'
     )

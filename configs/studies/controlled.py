@@ -31,6 +31,11 @@ study = dict(
     ],
     seeds=[0, 1, 2, 3, 4],
     comparisons=[
+        dict(
+            of=[f'{teacher}, T = {T:g}' for teacher in chosen for T in (1.5, 2.0, 3.0)],
+            to=[f'{teacher}, T = 1' for teacher in chosen],
+            name='both teachers: T of 1.5 to 3 − T = 1',
+        ),
         *(
             dict(
                 of=[f'{teacher}, T = {T:g}' for T in (1.5, 2.0, 3.0)],

@@ -5,6 +5,7 @@ The trainings are stand-ins that take no time; ``test_end_to_end.py`` trains for
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import multiprocessing
@@ -107,7 +108,8 @@ def test_every_run_has_one_row_and_is_not_done_again(study: Study) -> None:
     assert said[0] == '0 of 7 runs are done; 7 to do, 2 at a time'
     assert len(said) == 8
     assert 'mAP 20.0 in' in said[1]
-    assert 'left, about 0 min' in said[1]
+    # A time only once runs of every kind that is left are known.
+    assert 'left, about 0 min' in said[-2]
     assert said[-1].endswith('all done')
     assert run(runs) == ['nothing to do: every run has its row']
     assert len(attempts()) == 7
@@ -115,6 +117,14 @@ def test_every_run_has_one_row_and_is_not_done_again(study: Study) -> None:
     # A teacher's weights are kept, a student's are not.
     kept = {path.parent.name.split('-')[0] for path in study.work_dir.glob('*/*.pth')}
     assert kept == {'teacher'}
+
+
+def test_a_new_name_for_what_has_rows_is_refused(study: Study) -> None:
+    run(expand([study]))
+    student = dataclasses.replace(study.student, name='tiny')
+    message = "student-.* with settings .*'small'.*, the study with .*'tiny'.*: give"
+    with pytest.raises(ConfigError, match=message):
+        look(expand([dataclasses.replace(study, student=student)]))
 
 
 def test_a_row_tells_of_its_run(study: Study) -> None:
@@ -306,8 +316,8 @@ def test_commands_are_listed_for_a_cluster(study: Study) -> None:
 
 
 def test_preparations_run_once_and_must_create_their_file(study: Study, tmp_path: Path) -> None:
-    code = "open('count', 'a').write('x'); open('made', 'w')"
-    step = dict(command=['{python}', '-c', code], creates='made')
+    code = "import os; os.mkdir('new'); open('count', 'a').write('x'); open('new/made', 'w')"
+    step = dict(command=['{python}', '-c', code], creates='new/made')
     content = dict(data=dict(version='1', held_out_ann='held_out.json', held_out_images='.'))
     made = made_up.study(tmp_path, prepare=[step], **content)
     for _ in range(2):

@@ -9,14 +9,15 @@ import pytest
 from scipy import stats
 
 from calkd_det.study.statistics import (
+    contrast_factor,
     difference_of_explained,
     explain,
     holm,
     mean_interval,
     paired_difference,
     pairs_needed,
-    pooled_sd,
     power_of,
+    residual_sd,
     smallest_difference,
 )
 
@@ -71,13 +72,30 @@ def test_holms_correction() -> None:
     assert holm([]) == []
 
 
-def test_spreads_are_pooled_by_their_degrees_of_freedom() -> None:
+def test_the_residual_is_that_of_a_two_way_analysis_of_variance() -> None:
     rng = np.random.default_rng(1)
-    groups = [rng.normal(0, sd, n) for sd, n in ((1.0, 3), (2.0, 8))]
-    found = [paired_difference(by_seed(g), by_seed(0 * g)) for g in groups]
-    squares = sum(((g - g.mean()) ** 2).sum() for g in groups)
-    assert pooled_sd(found) == pytest.approx(math.sqrt(squares / (2 + 7)))
-    assert math.isnan(pooled_sd([]))
+    table = rng.normal(0, 0.5, (4, 6)) + rng.normal(0, 9, (4, 1)) + rng.normal(0, 9, (1, 6))
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    sd, degrees = residual_sd([by_seed(row) for row in table])
+    assert degrees == 3 * 5
+    assert sd == pytest.approx(math.sqrt((rest**2).sum() / 15))
+    # Of two cells it is the paired differences' SD over the root of 2.
+    sd, degrees = residual_sd([by_seed(row) for row in table[:2]])
+    assert (sd, degrees) == (pytest.approx((table[0] - table[1]).std(ddof=1) / math.sqrt(2)), 5)
+
+
+def test_seeds_without_a_pair_and_single_values_leave_no_residual() -> None:
+    assert residual_sd([{0: 1.0, 1: 3.0, 7: 5.0}, {0: 2.0, 1: 4.5}])[1] == 1
+    for cells in ([], [{}], [{0: 1.0}, {0: 2.0}], [{0: 1.0, 1: 2.0}]):
+        assert math.isnan(residual_sd(cells)[0])
+
+
+def test_a_contrast_spreads_as_simulated_ones_do() -> None:
+    rng = np.random.default_rng(2)
+    values = dict(zip('abcd', rng.normal(0, 1, (4, 40_000))))
+    for of, to in (('a', 'b'), ('abc', 'd'), ('ab', 'cd'), ('ab', 'a')):
+        means = [np.mean([values[name] for name in side], axis=0) for side in (of, to)]
+        assert contrast_factor(of, to) == pytest.approx((means[0] - means[1]).std(), rel=0.02)
 
 
 @pytest.mark.parametrize('count', [3, 5, 10])

@@ -14,6 +14,7 @@ from calkd_det.study.report import NOT_YET, PARTS, differences, explained, write
 from calkd_det.study.rows import append_row
 from calkd_det.study.selection import select
 from calkd_det.study.settings import Study
+from calkd_det.study.statistics import residual_sd, smallest_difference
 from calkd_det.study.wording import excludes_zero, points
 
 GAINS = {
@@ -60,7 +61,9 @@ def test_the_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     gain = found['calibrated, T = 1 − alone']
     shown = cells(tables, 'calibrated, T = 1 − alone')
     assert shown[1] == f'+{100 * gain.mean:.2f}'
-    assert shown[3:] == ['5 of 5', '< 0.001', 'higher']
+    sd, _ = residual_sd([select(study).values(name) for name in study.cells])
+    told = 100 * smallest_difference(2**0.5 * sd, 5)
+    assert shown[3:] == ['5 of 5', '< 0.001', f'{told:.2f}', 'higher']
     # Fitted T with its interval, held out and on the teacher's own images.
     assert cells(tables, 'over-confident')[1:5] == [
         '25.0',
@@ -92,7 +95,8 @@ def test_a_difference_is_claimed_only_where_its_interval_leaves_zero_out(tmp_pat
     assert 'over-confident is **over-confident** on held-out images' in answer
     assert 'calibrated: neither over- nor under-confidence shown' in answer
     assert re.search(r'\d of the 3 intervals leave zero out', answer)
-    assert re.search(r'5 seeds tell a true difference of \d\.\d\d points', answer)
+    told = r'\d\.\d\d points for two single cells with 5 seeds \(0\.5 points would take \d+\)'
+    assert re.search(told, answer)
 
 
 def test_the_same_rows_give_the_same_files_again(tmp_path: Path) -> None:

@@ -51,11 +51,11 @@ PIPELINE = 'train_dataloader.dataset.pipeline'
 
 options = {
     'calibrated': lasting(8),
-    'over-confident': lasting(40, 400),
+    # It learns its few images by heart: as sure on others as on those, and more often wrong.
+    'over-confident': lasting(40, 400, **{PIPELINE: as_it_is}),
     'short': lasting(3),
-    'middle': lasting(5),
     'few images': lasting(16, 800),
-    'few images, long': lasting(30, 800),
+    'few images, long': lasting(40, 400),
     'very few images': lasting(40, 200),
     'narrow': lasting(8, **channels(8, 16)),
     'wide': lasting(6, **channels(24, 48)),
