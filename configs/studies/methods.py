@@ -1,9 +1,8 @@
 """Methods: the student alone, KD, CalKD with T = 1.5 and with the fitted T, CalKD on DKD and MLLD.
 
-Plan: 2 teachers and 15 cells x 5 seeds = 75 students. The student alone, KD and CalKD with T = 1.5
-are runs of controlled.py, so after that study 10 cells x 5 = 50 students are left: with the seconds
-of controlled.py 4,700 seconds of a core, 0.7 hours on two free cores. All three studies: 14 teachers,
-185 students, about 3 hours.
+Cost: 2 teachers and 11 cells x 5 seeds = 55 students. The student alone, KD and CalKD with T = 1.5
+are runs of controlled.py, so after that study 6 cells x 5 = 30 students are left: 0.7 hours of a
+core. All three studies: 13 teachers, 160 students, 4.8 hours of a core, about 2.4 hours on two.
 """
 
 _base_ = './_base_/fashion.py'
