@@ -230,9 +230,8 @@ def difference_table(selection: Selection, found: dict[str, PairedDifference]) -
         p = _p_text(corrected[name]) if name in corrected else ''
         shown = ('higher' if d.mean > 0 else 'lower') if excludes_zero(d.interval) else 'no'
         spread = sd * factors[name]
-        told = (
-            f'{100 * smallest_difference(spread, d.count):.2f}' if spread > 0 < d.count - 1 else ''
-        )
+        known = d.count > 1 and spread > 0
+        told = f'{100 * smallest_difference(spread, d.count):.2f}' if known else ''
         improved = f'{d.improved} of {d.count}'
         rows.append([name, points(d.mean), ends(d.interval), improved, p, told, shown])
     return table(rows)

@@ -51,7 +51,7 @@ PIPELINE = 'train_dataloader.dataset.pipeline'
 
 options = {
     'calibrated': lasting(8),
-    # It learns its few images by heart: as sure on others as on those, and more often wrong.
+    # It learns its few images by heart: nearly as sure on others, and more often wrong.
     'over-confident': lasting(40, 400, **{PIPELINE: as_it_is}),
     'short': lasting(3),
     'few images': lasting(16, 800),
