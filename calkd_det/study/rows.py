@@ -84,6 +84,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """The same text for settings of a config and of a row, where a tuple has become a list."""
+    return json.dumps(settings, sort_keys=True)
+
+
 def _whole_lines(content: bytes) -> int:
     return content.rfind(b'\n') + 1
 

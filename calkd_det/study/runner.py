@@ -35,7 +35,14 @@ from calkd_det.report.launch import Step, StepFailed, run_steps
 from calkd_det.report.plan import shorten
 from calkd_det.report.runs import newest_metrics
 from calkd_det.study import fingerprint
-from calkd_det.study.rows import Row, append_row, read_json, read_rows, write_json
+from calkd_det.study.rows import (
+    Row,
+    append_row,
+    read_json,
+    read_rows,
+    settings_key,
+    write_json,
+)
 from calkd_det.study.runs import Run, annotation_file, student_config, teacher_config
 from calkd_det.study.settings import FITTED, Study
 
@@ -486,13 +493,11 @@ def _finished(runs: Iterable[Run]) -> dict[str, Row]:
 
 
 def _check_settings(run: Run, row: Row) -> None:
-    # As the file holds them: a tuple comes back as a list.
-    wanted = json.loads(json.dumps(run.settings))
-    if row['settings'] != wanted:
+    if settings_key(row['settings']) != settings_key(run.settings):
         raise ConfigError(
             f"'{run.study.results}' has the run {run.id} with settings {row['settings']}, the "
-            f'study with {wanted}: give teacher and student their old names in the study, or write '
-            'the new ones into that row'
+            f'study with {run.settings}: give teacher and student their old names in the study, '
+            'or write the new ones into that row'
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calkd_det.errors import ConfigError
-from calkd_det.study.rows import Row, read_rows
+from calkd_det.study.rows import Row, read_rows, settings_key
 from calkd_det.study.settings import Comparison, Study
 from calkd_det.study.statistics import PairedDifference, paired_difference
 
@@ -97,11 +96,11 @@ def select(study: Study) -> Selection:
         for row in rows
         if row['kind'] == 'teacher' and row['name'] in study.teachers
     }
-    wanted = {_key(study.settings(cell)): cell for cell in study.cells.values()}
+    wanted = {settings_key(study.settings(cell)): cell for cell in study.cells.values()}
     own = [
         (wanted[key], row)
         for row in rows
-        if row['kind'] == 'student' and (key := _key(row['settings'])) in wanted
+        if row['kind'] == 'student' and (key := settings_key(row['settings'])) in wanted
     ]
     current = own[-1][1]['base_hash'] if own else None
     cells: dict[str, dict[int, Row]] = {name: {} for name in study.cells}
@@ -116,7 +115,3 @@ def select(study: Study) -> Selection:
         elif row['seed'] in cell.seeds:
             cells[cell.name][row['seed']] = row
     return Selection(study, teachers, cells, left_out)
-
-
-def _key(settings: dict) -> str:
-    return json.dumps(settings, sort_keys=True)

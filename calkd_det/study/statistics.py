@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -161,10 +162,15 @@ def smallest_difference(sd: float, count: int, power: float = POWER) -> float:
         count: Number of pairs, >= 2.
         power: In (0.05, 1).
     """
+    return sd * _smallest_in_sds(count, power)
+
+
+@cache
+def _smallest_in_sds(count: int, power: float) -> float:
     high = 1.0
     while power_of(high, 1.0, count) < power:
         high *= 2
-    return sd * optimize.brentq(lambda d: power_of(d, 1.0, count) - power, 0.0, high, xtol=1e-5)
+    return optimize.brentq(lambda d: power_of(d, 1.0, count) - power, 0.0, high, xtol=1e-5)
 
 
 def pairs_needed(sd: float, difference: float, power: float = POWER, most: int = 10_000) -> int:
