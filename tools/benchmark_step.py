@@ -25,13 +25,13 @@ from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 
 import calkd_det  # noqa: E402
-from calkd_det.benchmark.fraction_error import fraction_table, measure_fractions  # noqa: E402
-from calkd_det.benchmark.growth import growth_points  # noqa: E402
-from calkd_det.benchmark.memory import peak_bytes  # noqa: E402
-from calkd_det.benchmark.subject import Subject, check_config, write_random_teacher  # noqa: E402
-from calkd_det.benchmark.tables import growth_plot, growth_table, step_table  # noqa: E402
-from calkd_det.benchmark.timing import alternate  # noqa: E402
-from calkd_det.benchmark.ways import (  # noqa: E402
+from calkd_det.commands.benchmark.fraction_error import fraction_table, measure_fractions  # noqa: E402
+from calkd_det.commands.benchmark.growth import growth_points  # noqa: E402
+from calkd_det.commands.benchmark.memory import peak_bytes  # noqa: E402
+from calkd_det.commands.benchmark.subject import Subject, check_config, write_random_teacher  # noqa: E402
+from calkd_det.commands.benchmark.tables import growth_plot, growth_table, step_table  # noqa: E402
+from calkd_det.commands.benchmark.timing import alternate  # noqa: E402
+from calkd_det.commands.benchmark.ways import (  # noqa: E402
     DEFAULT,
     KD_PART,
     OPTIONS,
@@ -41,7 +41,7 @@ from calkd_det.benchmark.ways import (  # noqa: E402
     WAYS,
     seen_samples,
 )
-from calkd_det.report.blocks import fill_blocks  # noqa: E402
+from calkd_det.commands.demo.blocks import fill_blocks  # noqa: E402
 
 DESCRIPTION = """\
 Time a training step of CalKD configs, with random weights and a batch of noise: the plain

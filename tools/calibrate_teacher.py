@@ -25,20 +25,20 @@ from mmengine.model import revert_sync_batchnorm  # noqa: E402
 from torch import nn  # noqa: E402
 
 import calkd_det  # noqa: E402
-from calkd_det.calibration.analysis import (  # noqa: E402
+from calkd_det.errors import CalKDError, ConfigError  # noqa: E402
+from calkd_det.measurement.analysis import (  # noqa: E402
     METRICS,
     CalibrationResult,
     analyse,
 )
-from calkd_det.calibration.calibration_report import config_lines, write_report  # noqa: E402
-from calkd_det.calibration.collect import collect_samples  # noqa: E402
-from calkd_det.calibration.held_out import (  # noqa: E402
+from calkd_det.measurement.calibration_report import config_lines, write_report  # noqa: E402
+from calkd_det.measurement.collect import collect_samples  # noqa: E402
+from calkd_det.measurement.held_out import (  # noqa: E402
     HeldOutData,
     overlap_warnings,
     read_held_out,
     sha256_of,
 )
-from calkd_det.errors import CalKDError, ConfigError  # noqa: E402
 from calkd_det.taps import find_tap  # noqa: E402
 from calkd_det.teachers.checkpoint import load_weights  # noqa: E402
 from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY  # noqa: E402

@@ -10,11 +10,11 @@ from pathlib import Path
 # mmengine's own, at every config that is read; it would bury the progress.
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
+from calkd_det.commands.demo import Plan, write_report  # noqa: E402
+from calkd_det.commands.demo.demo import look_at_machine, run_demo  # noqa: E402
+from calkd_det.commands.demo.launch import run_until_stopped  # noqa: E402
+from calkd_det.commands.demo.plan import DEFAULT_DATA, DEFAULT_EPOCHS, DEFAULT_WORK_DIR  # noqa: E402
 from calkd_det.datasets.mini import DEFAULT_NUM_IMAGES, write_mini_dataset  # noqa: E402
-from calkd_det.report import Plan, write_report  # noqa: E402
-from calkd_det.report.demo import look_at_machine, run_demo  # noqa: E402
-from calkd_det.report.launch import run_until_stopped  # noqa: E402
-from calkd_det.report.plan import DEFAULT_DATA, DEFAULT_EPOCHS, DEFAULT_WORK_DIR  # noqa: E402
 
 DESCRIPTION = """\
 Make the mini data set; train a teacher, a student alone, and the same student

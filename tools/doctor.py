@@ -14,7 +14,7 @@ warnings.filterwarnings('ignore')
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
-from calkd_det.doctor import Finding, examine, verdict  # noqa: E402
+from calkd_det.commands.doctor import Finding, examine, verdict  # noqa: E402
 
 DESCRIPTION = """\
 Look a CalKD config over before a long run: versions, the teacher's file, classes and

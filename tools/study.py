@@ -10,13 +10,13 @@ from pathlib import Path
 # mmengine's own, at every config that is read; it would bury the progress.
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
+from calkd_det.commands.demo.launch import run_until_stopped  # noqa: E402
+from calkd_det.commands.study import Study, read_study  # noqa: E402
+from calkd_det.commands.study.commands import list_commands, list_runs  # noqa: E402
+from calkd_det.commands.study.report import write_reports  # noqa: E402
+from calkd_det.commands.study.runner import find_run, look_at_machine, prepare, run_all  # noqa: E402
+from calkd_det.commands.study.runs import expand  # noqa: E402
 from calkd_det.errors import ConfigError  # noqa: E402
-from calkd_det.report.launch import run_until_stopped  # noqa: E402
-from calkd_det.study import Study, read_study  # noqa: E402
-from calkd_det.study.commands import list_commands, list_runs  # noqa: E402
-from calkd_det.study.report import write_reports  # noqa: E402
-from calkd_det.study.runner import find_run, look_at_machine, prepare, run_all  # noqa: E402
-from calkd_det.study.runs import expand  # noqa: E402
 
 DESCRIPTION = """\
 Run what is missing of one or several studies: data, teachers, their calibration on

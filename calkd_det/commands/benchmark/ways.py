@@ -1,0 +1,274 @@
+"""The ways to make a step that are timed against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from calkd_det.calibration import TemperatureScaling
+from calkd_det.commands.benchmark.subject import Subject, detached
+from calkd_det.detectors.distillation import build_losses
+from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.teachers.folding import fold_batchnorm
+
+# Gives one step to be timed; the step gives the loss of distillation, None where there is none.
+Prepare = Callable[[Subject, bool], Callable[[], 'float | None']]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to make a step.
+
+    Attributes:
+        name: For the table.
+        about: What it does, in a few words.
+        prepare: From the subject, and whether to use autocast, to one step.
+        exact: Whether its loss has to be that of the default.
+        options: Keys of ``model.teacher`` that make it.
+    """
+
+    name: str
+    about: str
+    prepare: Prepare
+    exact: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def train_step(
+    subject: Subject,
+    detector: nn.Module,
+    amp: bool,
+    losses: Callable[[dict], dict] | None = None,
+) -> Callable[[], float | None]:
+    """One training step, from a data loader's batch to the updated weights.
+
+    Args:
+        subject: Has the batch and the optimizer.
+        detector: What is trained.
+        amp: Whether to use autocast.
+        losses: Of a normalised batch; None for the detector's own.
+    """
+    optimizer = subject.optimizer(detector)
+    losses = losses or (lambda data: detector(**data, mode='loss'))
+
+    def step() -> float | None:
+        with autocast(subject.device, amp):
+            logs = losses(detector.data_preprocessor(subject.batch, True))
+        total, logs = detector.parse_losses(logs)
+        optimizer.update_params(total)
+        kd = [float(value.detach()) for name, value in logs.items() if 'loss_kd' in name]
+        return sum(kd) if kd else None
+
+    return step
+
+
+def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
+    """Autocast as mmengine's AMP sets it up for a GPU, bfloat16 on a CPU."""
+    if not amp:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if device.type == 'cpu' else torch.float16)
+
+
+def student_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
+    """The plain student's training step."""
+    return train_step(subject, subject.student(), amp)
+
+
+def calkd(**options: Any) -> Prepare:
+    """This project's training step."""
+
+    def prepare(subject: Subject, amp: bool) -> Callable[[], float | None]:
+        return train_step(subject, subject.distilled(**options), amp)
+
+    return prepare
+
+
+def compiled_teacher(subject: Subject, amp: bool) -> Callable[[], float | None]:
+    """This project's step with backbone and neck of the teacher under ``torch.compile``."""
+    distilled = subject.distilled()
+    network = distilled.teacher.network.detector
+    for part in (network.backbone, network.neck):
+        part.compile()
+    return train_step(subject, distilled, amp)
+
+
+def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
+    """The teacher's bare inference on what the student's classifiers saw in a step."""
+    data, samples = seen_samples(subject, amp)
+    teacher = subject.teacher()
+    tap = find_tap(teacher, 'the teacher')
+    tap.keep_classifier(teacher)
+    teacher = fold_batchnorm(teacher.cpu()).to(subject.device)
+
+    @torch.no_grad()
+    def step() -> None:
+        with autocast(subject.device, amp):
+            feats = teacher.extract_feat(data['inputs'])
+            feats = tuple(feat.to(data['inputs'].dtype) for feat in feats)
+            feats = tap.prepare(teacher, feats)
+            for group in samples:
+                tap.classify(teacher, feats, group)
+
+    return step
+
+
+def whole_loss_mode(subject: Subject, amp: bool) -> Callable[[], float | None]:
+    """The teacher computes all of its own losses: its own RPN, its own sampling, its own RoIs.
+
+    So does MMRazor's ``SingleTeacherDistill``: training mode with BatchNorm's statistics fixed,
+    no gradients, class logits recorded on their way. The logits of the two networks belong to
+    different RoIs; only the cost is of interest here.
+    """
+    student, teacher = subject.student(), subject.teacher()
+    tap = find_tap(student, 'the student')
+    compare = comparison(subject)
+    teacher.train()
+    for module in teacher.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+    def losses(data: dict) -> dict:
+        with torch.no_grad(), tap.record(teacher) as theirs:
+            teacher(**data, mode='loss')
+        with tap.record(student) as own:
+            logs = student(**data, mode='loss')
+        answers = []
+        for index, (group, other) in enumerate(zip(own, theirs)):
+            count = min(len(group), len(other))
+            own[index] = _first(group, count)
+            answers.append(other.logits[:count])
+        return {**logs, **compare(own, answers)}
+
+    return train_step(subject, student, amp, losses)
+
+
+def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
+    """The student's head runs a second time, with gradients, on the samples of its loss.
+
+    So does mdistiller's detection code: box head and predictor of student and teacher are run on
+    the sampled proposals after the student's losses. The teacher is as trained, its BatchNorm
+    layers apart.
+    """
+    student, teacher = subject.student(), subject.teacher()
+    tap = find_tap(student, 'the student')
+    compare = comparison(subject)
+    feats: list[tuple[Tensor, ...]] = []
+    student.neck.register_forward_hook(lambda module, args, output: feats.append(output))
+
+    def losses(data: dict) -> dict:
+        feats.clear()
+        with tap.record(student) as seen:
+            logs = student(**data, mode='loss')
+        own_feats = tap.prepare(student, feats[0])
+        again = [replace(group, logits=tap.classify(student, own_feats, group)) for group in seen]
+        with torch.no_grad():
+            teacher_feats = tap.prepare(teacher, teacher.extract_feat(data['inputs']))
+            answers = [tap.classify(teacher, teacher_feats, group) for group in seen]
+        return {**logs, **compare(again, answers)}
+
+    return train_step(subject, student, amp, losses)
+
+
+def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
+    """All of this project's step that is neither network.
+
+    Calibration, class matching, loss with its gradient by the student's logits, what is logged
+    of the teacher and the watch for logits that are not finite, on logits that are there already.
+    """
+    data, samples = seen_samples(subject, amp)
+    distilled = subject.distilled()
+    network = distilled.teacher.network
+    with torch.no_grad(), autocast(subject.device, amp):
+        feats = network.detector.extract_feat(data['inputs'])
+        feats = network.tap.prepare(network.detector, feats)
+        raw = [network.tap.classify(network.detector, feats, group) for group in samples]
+
+    class Answers:
+        roi_fraction = 1.0
+
+        def __call__(self, *args: Any) -> list[Tensor]:
+            with torch.no_grad():
+                return [network.calibrate(answer) for answer in raw]
+
+    distilled.teacher = Answers()
+    shapes = [subject.size] * subject.batch_size
+
+    def step() -> float:
+        logs = distilled.distillation_losses(data['inputs'], shapes, samples)
+        total = sum(value for name, value in logs.items() if 'loss' in name)
+        total.backward()
+        return float(total.detach())
+
+    return step
+
+
+def comparison(
+    subject: Subject,
+) -> Callable[[Sequence[ClassifierSamples], Sequence[Tensor]], dict[str, Tensor]]:
+    """The config's losses of distillation, without anything else."""
+    calibrate = TemperatureScaling()
+    losses = build_losses(subject.cfg.model.distillation)
+
+    def compare(
+        samples: Sequence[ClassifierSamples], answers: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        return {
+            f'{group.name}.{name}': loss(
+                group.logits, calibrate(answer), group.labels, group.weights
+            )
+            for group, answer in zip(samples, answers)
+            for name, loss in losses.items()
+        }
+
+    return compare
+
+
+def seen_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamples]]:
+    """A normalised batch and what the plain student's classifiers saw of it."""
+    student = subject.student()
+    data = student.data_preprocessor(subject.batch, True)
+    torch.manual_seed(0)
+    with autocast(subject.device, amp), find_tap(student, 'the student').record(student) as seen:
+        student(**data, mode='loss')
+    return data, detached(seen)
+
+
+def _first(group: ClassifierSamples, count: int) -> ClassifierSamples:
+    columns = ('logits', 'labels', 'weights')  # what losses look at
+    return replace(group, **{name: getattr(group, name)[:count] for name in columns})
+
+
+STUDENT = Way('student alone', "mmdet's own training step", student_alone)
+TEACHER = Way('teacher alone', 'features and classifier, no gradients', teacher_alone)
+DEFAULT = Way('CalKD', 'this project, default options', calkd(), exact=True)
+KD_PART = Way('KD part', 'what is neither network', kd_part)
+REFERENCES = (
+    Way('whole loss mode', "the teacher computes its own losses, MMRazor's way", whole_loss_mode),
+    Way('second forward', "the student's head runs twice, mdistiller's way", second_forward),
+)
+
+
+def _option(name: str, about: str, exact: bool = False, **options: Any) -> Way:
+    return Way(f'CalKD, {name}', about, calkd(**options), exact, options)
+
+
+OPTIONS = (
+    _option('channels_last', 'memory format', exact=True, channels_last=True),
+    Way('CalKD, compiled', 'torch.compile of the teacher', compiled_teacher, exact=True),
+    _option('bfloat16', 'teacher in bfloat16', precision='bfloat16'),
+    _option(
+        'bfloat16, channels_last',
+        'both',
+        precision='bfloat16',
+        channels_last=True,
+    ),
+    _option('half the RoIs', 'roi_fraction=0.5', roi_fraction=0.5),
+    _option('a quarter of the RoIs', 'roi_fraction=0.25', roi_fraction=0.25),
+)
+WAYS = {way.name: way for way in (STUDENT, TEACHER, DEFAULT, *REFERENCES, *OPTIONS, KD_PART)}

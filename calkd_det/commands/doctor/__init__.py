@@ -1,0 +1,6 @@
+"""Looks a config over before a long run: versions, teacher, its quality, and one dry step."""
+
+from calkd_det.commands.doctor.examine import examine
+from calkd_det.commands.doctor.finding import Finding, verdict
+
+__all__ = ['Finding', 'examine', 'verdict']

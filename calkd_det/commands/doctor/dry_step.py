@@ -1,0 +1,123 @@
+"""One training step on a real batch, of which nothing is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from calkd_det.commands.doctor.finding import Finding
+
+_REPEATS = 2
+
+
+def check_step(student: nn.Module, loader: DataLoader, device: torch.device) -> Iterator[Finding]:
+    """Computes losses and gradients of a batch, and measures what the teacher costs of that.
+
+    Args:
+        student: With its initial weights, and its teacher where it distils.
+        loader: Of training batches.
+        device: Where the step runs.
+    """
+    student.to(device).train()
+    batch = student.data_preprocessor(next(iter(loader)), True)
+    distilling = getattr(student, 'distilling', False)
+    meter = _TeacherMeter(student.teacher.network) if distilling else None
+    logs, _, memory = _step(student, batch, meter)  # also warms caches and kernels up
+    yield from _losses(logs, len(batch['data_samples']))
+    if meter is None:
+        return
+    shown = {key: value for key, value in logs.items() if _is_distillation(key)}
+    yield Finding('ok', 'distillation', f'{_figures(shown)}; the student is untrained')
+    times = []
+    for _ in range(_REPEATS):
+        _, whole, _ = _step(student, batch, meter)
+        times.append((whole - meter.seconds, meter.seconds))
+    alone, teacher = min(times, key=sum)
+    text = f'the teacher adds {100 * teacher / alone:.0f} % to the time of a step on this machine'
+    if memory:
+        text += (
+            f'; memory, without autocast, at the peak of a step {memory / 2**30:.2f} GiB, of the '
+            f"teacher's forward {meter.memory / 2**30:.2f} GiB beside its weights"
+        )
+    yield Finding('ok', 'cost', text)
+
+
+def _losses(logs: dict[str, float], num_images: int) -> Iterator[Finding]:
+    losses = {key: value for key, value in logs.items() if 'loss' in key and key != 'loss'}
+    bad = {key: value for key, value in losses.items() if not abs(value) < float('inf')}
+    if bad:
+        yield Finding('error', 'training step', f'not finite: {_figures(bad)}')
+        return
+    alone = {key: value for key, value in losses.items() if not _is_distillation(key)}
+    text = f'a batch of {num_images} images, every loss finite: {_figures(alone)}'
+    yield Finding('ok', 'training step', text)
+
+
+def _is_distillation(key: str) -> bool:
+    return 'loss_kd' in key or 'teacher_' in key
+
+
+def _figures(values: dict[str, float]) -> str:
+    return ', '.join(f'{key} {value:.4g}' for key, value in values.items())
+
+
+def _step(
+    student: nn.Module, batch: dict[str, Any], meter: _TeacherMeter | None
+) -> tuple[dict[str, float], float, int]:
+    """What the log would say, the seconds, and on a GPU the bytes at the peak."""
+    device = next(student.parameters()).device
+    _reset_peak(device)
+    start = _now(device)
+    total, logs = student.parse_losses(student(**batch, mode='loss'))
+    total.backward()
+    seconds = _now(device) - start
+    peak = max(_peak(device), 0 if meter is None else meter.peak_before)
+    student.zero_grad(set_to_none=True)
+    return {key: float(value) for key, value in logs.items()}, seconds, peak
+
+
+class _TeacherMeter:
+    """Seconds and, on a GPU, bytes of a teacher's last forward.
+
+    Attributes:
+        seconds: The time it took.
+        memory: Bytes at its peak, beside what was allocated when it began.
+        peak_before: Bytes at the peak of what came before it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.seconds = 0.0
+        self.memory = self.peak_before = 0
+        self._device = next(network.parameters()).device
+        network.register_forward_pre_hook(self._begin)
+        network.register_forward_hook(self._end)
+
+    def _begin(self, network: nn.Module, args: tuple) -> None:
+        self.peak_before = _peak(self._device)
+        _reset_peak(self._device)
+        self._allocated = _peak(self._device)
+        self._start = _now(self._device)
+
+    def _end(self, network: nn.Module, args: tuple, answers: list[Tensor]) -> None:
+        self.seconds = _now(self._device) - self._start
+        self.memory = _peak(self._device) - self._allocated
+
+
+def _now(device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else 0
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)

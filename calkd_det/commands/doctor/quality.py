@@ -1,0 +1,168 @@
+"""The teacher's quality on a few images: a pre-flight look, not a measurement."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from mmdet.evaluation import CocoMetric
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from calkd_det.calibration import Calibrator, TemperatureScaling
+from calkd_det.commands.doctor.finding import Finding
+from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.measurement.analysis import DISTILLATION, fit_set, format_temperature, measure
+from calkd_det.measurement.collect import collect_samples
+from calkd_det.measurement.held_out import HeldOutData, leaf_datasets, read_held_out
+
+# A teacher worth distilling is far above the first. One whose classes are mixed up is below it
+# (by a few lucky classes not at zero), though its boxes, whatever their class, find the objects.
+NEAR_ZERO_MAP = 0.05
+FINDS_OBJECTS = 0.2
+
+
+def read_validation_images(
+    cfg: Config, num_images: int, num_classes: int, classes: Sequence[str] | None
+) -> HeldOutData:
+    """The first images of the config's validation data, with the student's classes.
+
+    Raises:
+        ConfigError: The config has none, or see
+            :func:`~calkd_det.measurement.held_out.read_held_out`.
+    """
+    leaf = next(leaf_datasets((cfg.get('val_dataloader') or {}).get('dataset')), None)
+    if not leaf or not leaf.get('ann_file'):
+        raise ConfigError("val_dataloader names no annotation file: the teacher's mAP is unknown")
+    root = Path(leaf.get('data_root') or '')
+    data = read_held_out(
+        cfg,
+        root / leaf['ann_file'],
+        root / ((leaf.get('data_prefix') or {}).get('img') or ''),
+        num_classes=num_classes,
+        classes=classes,
+    )
+    if num_images < len(data.dataset):
+        data.dataset.get_subset_(num_images)
+    return data
+
+
+def check_map(teacher: nn.Module, data: HeldOutData, columns: Tensor | None) -> Iterator[Finding]:
+    """Evaluates a teacher's boxes by mmdet's own metric.
+
+    Args:
+        teacher: The whole detector, in eval mode.
+        data: Images with the student's classes.
+        columns: For each student class, its index among the teacher's; None where they are alike.
+    """
+    value, recall = evaluate_boxes(teacher, data, columns)
+    text = (
+        f'{value:.3f} (COCO, bbox) on {len(data.dataset)} validation images: a look before the '
+        'flight, not a measurement'
+    )
+    if value >= NEAR_ZERO_MAP:
+        yield Finding('ok', 'teacher mAP', text)
+        return
+    if recall >= FINDS_OBJECTS:
+        why = (
+            f'Its boxes find the objects (AR {recall:.3f} whatever the class), their classes are '
+            'wrong: it was trained with its classes in another order than its checkpoint or config '
+            'names them'
+        )
+    else:
+        why = (
+            f'Its boxes do not find the objects (AR {recall:.3f} whatever the class): a wrong or '
+            'untrained file, a config with another normalisation than it was trained with, or '
+            'images of another kind'
+        )
+    yield Finding(
+        'warning', 'teacher mAP', f'NEAR ZERO, {text}. {why}. Do not distil before that is clear'
+    )
+
+
+@torch.no_grad()
+def evaluate_boxes(
+    teacher: nn.Module, data: HeldOutData, columns: Tensor | None
+) -> tuple[float, float]:
+    """COCO's mAP of a teacher over the student's classes, and its AR@100 over no classes.
+
+    Both are over IoU 0.50 to 0.95, in [0, 1], and 0 where there is no box at all.
+    """
+    ids = []
+    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        metric = CocoMetric(ann_file=str(data.ann_file), metric=['bbox', 'proposal'])
+        metric.dataset_meta = data.dataset.metainfo
+        for sample in data.dataset:
+            (found,) = teacher.test_step(pseudo_collate([sample]))
+            ids.append(found.img_id)
+            metric.process({}, [_relabel(found, columns).to_dict()])
+        metric.img_ids = ids  # else it takes the objects of every image of the file for missed
+        results = metric.evaluate(len(ids))
+    mean_average_precision, recall = (
+        max(0.0, float(results.get(f'coco/{key}', 0.0))) for key in ('bbox_mAP', 'AR@100')
+    )
+    return mean_average_precision, recall
+
+
+def _relabel(found: DetDataSample, columns: Tensor | None) -> DetDataSample:
+    """Predictions under the student's labels; those of other classes are dropped."""
+    if columns is None:
+        return found
+    boxes = found.pred_instances
+    matches = boxes.labels[:, None] == columns.to(boxes.labels.device)
+    boxes.labels = matches.int().argmax(dim=1)
+    found.pred_instances = boxes[matches.any(dim=1)]
+    return found
+
+
+class _TeacherLabels(Dataset):
+    """Images whose objects carry the teacher's labels instead of the student's."""
+
+    def __init__(self, dataset: Dataset, columns: Tensor) -> None:
+        self.dataset = dataset
+        self.columns = columns.cpu()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.dataset[index]
+        objects = sample['data_samples'].gt_instances
+        objects.labels = self.columns[objects.labels]
+        return sample
+
+
+def check_calibration(
+    teacher: nn.Module, calibrator: Calibrator, data: HeldOutData, columns: Tensor | None
+) -> Iterator[Finding]:
+    """Measures a teacher's calibration on the samples that its own training would see.
+
+    Args:
+        teacher: As for :func:`check_map`.
+        calibrator: The config's.
+        data: As for :func:`check_map`.
+        columns: As for :func:`check_map`.
+    """
+    dataset = data.dataset if columns is None else _TeacherLabels(data.dataset, columns)
+    store = collect_samples(teacher, dataset)[DISTILLATION]
+    try:
+        result = fit_set(store, DISTILLATION)
+    except TeacherError as error:  # T is for information
+        yield Finding('warning', 'calibration', str(error))
+        return
+    text = f'ECE {100 * result.before.values["ece"]:.1f} % as it is'
+    if isinstance(calibrator, TemperatureScaling) and calibrator.temperature != 1:
+        ece = measure(store, calibrator.temperature).values['ece']
+        text += f", {100 * ece:.1f} % with the config's T = {calibrator.temperature:.4g}"
+    text += (
+        f' (top-label, 15 bins, {result.num_samples} samples of {len(data.dataset)} images); of '
+        f'least NLL on them is T = {format_temperature(result.fit)}. For information: fit T on '
+        'held-out images with tools/calibrate_teacher.py; the best T for a student may be another'
+    )
+    yield Finding('ok', 'calibration', text)

@@ -1,0 +1,56 @@
+"""Versions: what is installed, and whether that was tested together."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+
+import mmcv
+import mmdet
+import mmengine
+import numpy
+import torch
+from mmcv.ops import get_compiling_cuda_version
+
+from calkd_det.commands.doctor.finding import Finding
+from calkd_det.commands.doctor.tested_versions import TESTED_VERSIONS
+from calkd_det.version import __version__
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions by the names of :data:`TESTED_VERSIONS`."""
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'mmengine': mmengine.__version__,
+        'mmcv': mmcv.__version__,
+        'mmdet': mmdet.__version__,
+        'numpy': numpy.__version__,
+    }
+
+
+def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:
+    """Compares versions with those tested together; a build tag such as ``+cpu`` is no matter."""
+    names = ', '.join(f'{name} {version}' for name, version in installed.items())
+    yield Finding('ok', 'versions', f'calkd_det {__version__}, {names}')
+    other = [
+        f'{name} {version} (tested: {TESTED_VERSIONS[name]})'
+        for name, version in installed.items()
+        if not f'{version.split("+")[0]}.'.startswith(f'{TESTED_VERSIONS[name]}.')
+    ]
+    if other:
+        yield Finding('warning', 'versions', f'not those tested together: {", ".join(other)}')
+    else:
+        yield Finding('ok', 'versions', 'these were tested together')
+
+
+def check_device(device: torch.device) -> Iterator[Finding]:
+    """Says what it runs on, and whether mmcv's operators can run there."""
+    cuda = get_compiling_cuda_version()
+    built_for = 'the CPU alone' if cuda == 'not available' else f'CUDA {cuda}'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
+    text = f"{name}; mmcv's operators are there, built for {built_for}"
+    if device.type == 'cuda' and cuda == 'not available':
+        yield Finding('error', 'device', f'{text}: build mmcv anew where it finds your CUDA')
+    else:
+        yield Finding('ok', 'device', text)

@@ -1,0 +1,259 @@
+"""The runs of a study: their configs, and the hashes that tell one from another."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from calkd_det.commands.study.settings import Cell, Detector, Study
+from calkd_det.datasets.mini import GENERATOR_VERSION
+from calkd_det.errors import ConfigError
+from calkd_det.measurement.held_out import leaf_datasets
+
+HASH_LENGTH = 12
+HOOK = dict(type='RunFingerprintHook')
+HOOK_MODULE = 'calkd_det.commands.study.fingerprint'
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training with its evaluation, and for a teacher its calibration.
+
+    Attributes:
+        study: the first study that asks for it.
+        kind: ``'teacher'`` or ``'student'``.
+        name: of the teacher, or of the cell.
+        seed: of the training.
+        hash: of all that decides the run.
+        base_hash: the same without seed, teacher and loss.
+        teacher: the teacher's run; None for the student alone and for teachers.
+        cell: None for teachers.
+    """
+
+    study: Study
+    kind: str
+    name: str
+    seed: int
+    hash: str
+    base_hash: str
+    teacher: Run | None = None
+    cell: Cell | None = None
+
+    @property
+    def id(self) -> str:
+        """What ``--run`` takes."""
+        return f'{self.kind}-{self.hash}'
+
+    @property
+    def title(self) -> str:
+        """For the progress."""
+        return f'{self.kind} {self.name}, seed {self.seed}'
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go."""
+        return self.study.work_dir / self.id
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its row keeps of the study's config and is found by."""
+        return {'teacher': self.name} if self.cell is None else self.study.settings(self.cell)
+
+    @property
+    def detector(self) -> Detector:
+        """The config it trains."""
+        return self.study.teachers[self.name] if self.cell is None else self.study.student
+
+
+def expand(studies: Iterable[Study]) -> list[Run]:
+    """Returns the runs of all studies, teachers first; what coincides is there once.
+
+    Raises:
+        ConfigError: A config cannot be read, or is none of a distilled student.
+    """
+    runs: dict[str, Run] = {}
+    students: dict[str, Run] = {}
+    for study in studies:
+        used = {cell.teacher for cell in study.cells.values()} - {None}
+        teachers = {name: _teacher_run(study, name) for name in study.teachers if name in used}
+        for run in teachers.values():
+            runs.setdefault(run.hash, run)
+        # Seed by seed, so that an unfinished study has whole pairs.
+        seeds = sorted({seed for cell in study.cells.values() for seed in cell.seeds})
+        for seed in seeds:
+            for cell in study.cells.values():
+                if seed in cell.seeds:
+                    teacher = teachers.get(cell.teacher)
+                    run = _student_run(study, cell, seed, runs[teacher.hash] if teacher else None)
+                    students.setdefault(run.hash, run)
+    return [*runs.values(), *students.values()]
+
+
+def teacher_config(study: Study, teacher: Detector) -> Config:
+    """The config that a teacher is trained and measured with."""
+    cfg = _prepared(study, teacher, teacher.seed)
+    for key in ('teacher', 'distillation'):
+        if key in cfg.model:
+            raise ConfigError(f"study.teachers: '{teacher.name}' is itself a distilled student")
+    return cfg
+
+
+def student_config(
+    study: Study,
+    cell: Cell,
+    seed: int,
+    *,
+    teacher: str | None = None,
+    checkpoint: str | None = None,
+    temperature: float | None = None,
+) -> Config:
+    """The config that a student is trained with.
+
+    Args:
+        study: Its study.
+        cell: Its cell.
+        seed: Of the training.
+        teacher: The path of the teacher's config.
+        checkpoint: The path of its weights.
+        temperature: T.
+    """
+    cfg = _prepared(study, study.student, seed)
+    options = cfg.model.get('teacher') or {}
+    cfg.model.teacher = None
+    cfg.model.distillation = None
+    if not str(cfg.model.type).startswith('CalKD'):
+        raise ConfigError(
+            f'study.student.config: model.type is {cfg.model.type!r}: name a distilled detector, '
+            f"'CalKD{cfg.model.type}'"
+        )
+    if cell.teacher is not None:
+        # Other options of the teacher, such as its precision, stay the config's.
+        kept = {k: v for k, v in options.items() if k not in ('config', 'checkpoint', '_delete_')}
+        calibrator = dict(type='TemperatureScaling', temperature=temperature)
+        cfg.model.teacher = {
+            **kept, 'config': teacher, 'checkpoint': checkpoint, 'calibrator': calibrator
+        }  # fmt: skip
+        cfg.model.distillation = copy.deepcopy(cell.loss)
+    return cfg
+
+
+def annotation_file(cfg: Config, split: str) -> tuple[Path, Path]:
+    """The annotation file and the folder of the images of a config's first data set of a split.
+
+    Raises:
+        ConfigError: The config names no annotation file for it.
+    """
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+    for leaf in leaf_datasets(dataset):
+        if leaf.get('ann_file'):
+            root = Path(leaf.get('data_root') or '')
+            prefix = (leaf.get('data_prefix') or {}).get('img') or ''
+            return root / leaf['ann_file'], root / prefix
+    raise ConfigError(f'{split}_dataloader of the config names no annotation file')
+
+
+def train_subset(cfg: Config) -> int | None:
+    """How many of the first images a config trains on, where it says so by ``indices``."""
+    for leaf in leaf_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+        indices = leaf.get('indices')
+        return indices if isinstance(indices, int) and indices > 0 else None
+    return None
+
+
+def _teacher_run(study: Study, name: str) -> Run:
+    teacher = study.teachers[name]
+    content = teacher_config(study, teacher).to_dict()
+    content = {
+        'config': content,
+        'data': _identity(study),
+        'held_out': None if study.data.mini else str(study.data.held_out_ann),
+        'measured_images': study.measured_images,
+        'checkpoint': teacher.checkpoint,
+    }
+    digest = _hash(content)
+    return Run(study, 'teacher', name, teacher.seed, digest, digest)
+
+
+def _student_run(study: Study, cell: Cell, seed: int, teacher: Run | None) -> Run:
+    data = _identity(study)
+    content = student_config(
+        study,
+        cell,
+        seed,
+        teacher=teacher and teacher.hash,
+        temperature=cell.temperature,
+    ).to_dict()
+    base = copy.deepcopy(content)
+    base['randomness'].pop('seed')
+    for key in ('teacher', 'distillation'):
+        base['model'].pop(key)
+    return Run(
+        study=study,
+        kind='student',
+        name=cell.name,
+        seed=seed,
+        hash=_hash({'config': content, 'data': data}),
+        base_hash=_hash({'config': base, 'data': data}),
+        teacher=teacher,
+        cell=cell,
+    )
+
+
+def _prepared(study: Study, detector: Detector, seed: int) -> Config:
+    cfg = copy.deepcopy(_read(detector.config))
+    if 'model' not in cfg:
+        raise ConfigError(f"'{detector.config}' of {detector.name!r} has no 'model'")
+    try:
+        cfg.merge_from_dict(copy.deepcopy(detector.cfg_options))
+    # A list index out of range, a key below what is no dict: mmengine has no error of its own.
+    except Exception as error:
+        raise ConfigError(
+            f'cfg_options of {detector.name!r}: {type(error).__name__}: {error}'
+        ) from error
+    cfg.randomness = dict(seed=seed, deterministic=study.deterministic)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(HOOK)]
+    imports = dict(cfg.get('custom_imports') or {})
+    names = [name for name in imports.get('imports', ()) if name not in ('calkd_det', HOOK_MODULE)]
+    cfg.custom_imports = dict(
+        imports=[*names, 'calkd_det', HOOK_MODULE], allow_failed_imports=False
+    )
+    if not study.resume:
+        # One checkpoint, the last: nothing else of a run is kept.
+        hooks = cfg.setdefault('default_hooks', {})
+        checkpoint = dict(type='CheckpointHook', interval=-1, save_last=True)
+        hooks['checkpoint'] = {**(hooks.get('checkpoint') or {}), **checkpoint}
+    return cfg
+
+
+@cache
+def _read(name: str) -> Config:
+    try:
+        return get_config(name) if '::' in name else Config.fromfile(name)
+    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
+    except Exception as error:
+        raise ConfigError(f"cannot read '{name}' ({type(error).__name__}: {error})") from error
+
+
+def _identity(study: Study) -> dict[str, Any]:
+    """What is known of data and preparations before they are there."""
+    data = {'prepare': [list(step.command) for step in study.prepare]}
+    if study.data.mini is None:
+        return {**data, 'version': study.data.version}
+    request = {k: v for k, v in study.data.mini.items() if k not in ('out_dir', 'source')}
+    return {**data, 'mini': request, 'generator': GENERATOR_VERSION}
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    # Where these modules lay when the first rows were written: a move must not redo a run.
+    text = text.replace('calkd_det.commands.study', 'calkd_det.study')
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]

@@ -1,0 +1,117 @@
+"""Finds a study's rows: which belong to which cell, and whether they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calkd_det.commands.study.rows import Row, read_rows, settings_key
+from calkd_det.commands.study.settings import Comparison, Study
+from calkd_det.commands.study.statistics import PairedDifference, paired_difference
+from calkd_det.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a study.
+
+    Attributes:
+        study: Whose.
+        teachers: Rows by name; those that are not there yet are missing.
+        cells: Rows by the cell's name, then by seed.
+        left_out: Rows of the study's cells that an earlier config was run with.
+    """
+
+    study: Study
+    teachers: dict[str, Row]
+    cells: dict[str, dict[int, Row]]
+    left_out: int
+
+    @property
+    def wanted(self) -> int:
+        """The number of student runs of the study."""
+        return sum(len(cell.seeds) for cell in self.study.cells.values())
+
+    @property
+    def found(self) -> int:
+        """How many of them have a row."""
+        return sum(map(len, self.cells.values()))
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, teachers first."""
+        return [
+            *self.teachers.values(),
+            *(row for rows in self.cells.values() for row in rows.values()),
+        ]
+
+    def values(self, cell: str, metric: str = 'mAP') -> dict[int, float]:
+        """A metric of a cell by seed, in [0, 1]."""
+        return {seed: row['metrics'][metric] for seed, row in sorted(self.cells[cell].items())}
+
+    def compare(self, comparison: Comparison, metric: str = 'mAP') -> PairedDifference | None:
+        """The paired difference of a comparison; None while no seed is on both sides.
+
+        Raises:
+            ConfigError: Two runs of a seed did not start from the same weights, or did not see
+                the same images in the same order: they are no pair.
+        """
+        sides = [self._side(names, metric) for names in (comparison.of, comparison.to)]
+        for seed in set(sides[0]) & set(sides[1]):
+            self._check_pair(seed, [*comparison.of, *comparison.to])
+        return paired_difference(*sides)
+
+    def _side(self, names: Sequence[str], metric: str) -> dict[int, float]:
+        """The mean over several cells, for each seed that all of them have."""
+        values = [self.values(name, metric) for name in names]
+        seeds = set.intersection(*map(set, values))
+        return {seed: sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)}
+
+    def _check_pair(self, seed: int, names: Sequence[str]) -> None:
+        prints = {}
+        for name in names:
+            found = self.cells[name][seed].get('fingerprint')
+            if found and not found['resumed']:
+                prints[name] = (found['initial_weights'], found['data_order'])
+        if len(set(prints.values())) > 1:
+            raise ConfigError(
+                f'seed {seed} of {", ".join(map(repr, prints))} did not start from the same '
+                'weights or did not see the same images in the same order: no pair. Does a loss '
+                'draw random numbers, or does a cell change more than teacher and loss?'
+            )
+
+
+def select(study: Study) -> Selection:
+    """Reads a study's rows from its results file, and nothing else.
+
+    Rows are found by their settings: teacher, T, loss, student and seed. Where a config was
+    changed in between, those of the last row's config count, and the others are left out.
+
+    Raises:
+        ConfigError: The results file is damaged.
+    """
+    rows = read_rows(study.results)
+    teachers = {
+        row['name']: row
+        for row in rows
+        if row['kind'] == 'teacher' and row['name'] in study.teachers
+    }
+    wanted = {settings_key(study.settings(cell)): cell for cell in study.cells.values()}
+    own = [
+        (wanted[key], row)
+        for row in rows
+        if row['kind'] == 'student' and (key := settings_key(row['settings'])) in wanted
+    ]
+    current = own[-1][1]['base_hash'] if own else None
+    cells: dict[str, dict[int, Row]] = {name: {} for name in study.cells}
+    left_out = 0
+    for cell, row in own:
+        teacher = row.get('teacher')
+        stale = row['base_hash'] != current or (
+            teacher is not None and teacher['hash'] != teachers.get(cell.teacher, {}).get('hash')
+        )
+        if stale:
+            left_out += 1
+        elif row['seed'] in cell.seeds:
+            cells[cell.name][row['seed']] = row
+    return Selection(study, teachers, cells, left_out)

@@ -1,6 +1,0 @@
-"""Looks a config over before a long run: versions, teacher, its quality, and one dry step."""
-
-from calkd_det.doctor.examine import examine
-from calkd_det.doctor.finding import Finding, verdict
-
-__all__ = ['Finding', 'examine', 'verdict']

@@ -1,0 +1,1 @@
+"""A detector on a data set: held-out data, collected samples, analysis, report."""

@@ -1,0 +1,203 @@
+"""Writes the result of a calibration: the file that a config names, a report and its diagrams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from calkd_det.calibration.class_temperature_scaling import ForegroundBackgroundScaling
+from calkd_det.calibration.diagram import plot_before_after
+from calkd_det.calibration.temperature_scaling import SCHEMA_VERSION
+from calkd_det.measurement.analysis import (
+    DISTILLATION,
+    METRICS,
+    CalibrationResult,
+    SetResult,
+    format_temperature,
+    in_words,
+)
+
+RESULT_FILE = 'temperature.json'
+REPORT_FILE = 'report.md'
+
+_IN_PERCENT = {name for name in METRICS if name not in ('nll', 'brier')}
+
+
+def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
+    """Writes the JSON, the Markdown and a diagram for each set of samples.
+
+    Args:
+        report: What to write.
+        out: The folder; made if it is not there. Files of an earlier calibration are replaced.
+
+    Returns:
+        The files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / RESULT_FILE, out / REPORT_FILE]
+    text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+    files[0].write_text(text + '\n', encoding='utf-8')
+    files[1].write_text(to_markdown(report, out), encoding='utf-8')
+    for name, result in report.sets.items():
+        figure = plot_before_after(
+            result.before.reliability,
+            result.after.reliability,
+            result.fit.temperature,
+            title=_title(report, name),
+        )
+        files.append(out / _diagram(name))
+        figure.savefig(files[-1])
+    return tuple(files)
+
+
+def to_json(report: CalibrationResult) -> dict[str, Any]:
+    """The content of the file that ``TemperatureScaling(temperature='….json')`` reads."""
+    own = _set_to_json(report.sets[DISTILLATION])
+    return {
+        'schema_version': SCHEMA_VERSION,
+        'temperature': own.pop('temperature'),
+        **own,
+        **{cls.field: list(fit.temperatures) for cls, fit in report.several.items()},
+        'several_temperatures': {
+            cls.field: {'kept': fit.kept, 'held_out_nll': fit.held_out_nll}
+            for cls, fit in report.several.items()
+        },
+        'warnings': list(report.warnings),
+        **report.about,
+        'comparison': {
+            name: {'samples_are': result.samples_are or name, **_set_to_json(result)}
+            for name, result in report.sets.items()
+            if name != DISTILLATION
+        },
+        'definitions': dict(METRICS),
+    }
+
+
+def config_lines(report: CalibrationResult, out: Path) -> tuple[str, str]:
+    """What to paste into a config: the file, or the number alone."""
+    start = "calibrator=dict(type='TemperatureScaling', temperature="
+    path = (out / RESULT_FILE).as_posix()
+    return f'{start}{path!r})', f'{start}{report.fit.temperature:.3f})'
+
+
+def to_markdown(report: CalibrationResult, out: Path) -> str:
+    """The report as Markdown, with its diagrams beside it."""
+    teacher, data = report.about['teacher'], report.about['data']
+    parts = [
+        f'# Calibration of {Path(teacher["config"]).stem}',
+        f'**T = {format_temperature(report.fit)}**, fitted to '
+        f'{report.sets[DISTILLATION].num_samples:,} samples of {data["num_images"]:,} images.',
+        *(f'> **Warning:** {sentence}' for sentence in report.warnings),
+        'To distil with it:',
+        '```python\n{}\n# or\n{}\n```'.format(*config_lines(report, out)),
+        "This T makes the teacher's scores most likely. It need not be the best T for a "
+        'student: the published method aims at a slightly under-confident teacher, with T = 1.5 '
+        'as its default and any T from 1.5 to 3 reported to work.',
+    ]
+    for name, result in report.sets.items():
+        if name == DISTILLATION:
+            parts += ['## Samples of distillation']
+        else:
+            is_part = in_words(name) != name
+            parts += [
+                f'## For comparison: {in_words(name)}',
+                'These are among the samples above.'
+                if is_part
+                else 'These have no part in T above.',
+            ]
+        parts += [
+            f'{result.samples_are or name}: {result.num_samples:,} samples, '
+            f'{result.num_foreground:,} of them labelled as objects.',
+            _metric_table(result),
+            f'![Reliability before and after]({_diagram(name)})',
+        ]
+    if report.several:
+        parts += ['## Several temperatures', _several_text(report)]
+    parts += ['## How it was made', _about_table(report.about)]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def _set_to_json(result: SetResult) -> dict[str, Any]:
+    fit = result.fit
+    return {
+        'temperature': fit.temperature,
+        'interval_95': None if fit.interval is None else list(fit.interval),
+        'at_bound': fit.at_bound,
+        'bounds': list(fit.bounds),
+        'num_samples': result.num_samples,
+        'num_foreground': result.num_foreground,
+        'before': result.before.values,
+        'after': result.after.values,
+    }
+
+
+def _diagram(name: str) -> str:
+    return f'reliability_{name}.png'
+
+
+def _title(report: CalibrationResult, name: str) -> str:
+    samples = 'samples of distillation' if name == DISTILLATION else in_words(name)
+    return f'{Path(report.about["teacher"]["config"]).stem}: {samples}'
+
+
+def _metric_table(result: SetResult) -> str:
+    rows = [f'| | T = 1 | T = {format_temperature(result.fit)} |', '|---|---:|---:|']
+    for name, title in METRICS.items():
+        cells = [
+            f'{100 * value:.2f} %' if name in _IN_PERCENT else f'{value:.4f}'
+            for value in (result.before.values[name], result.after.values[name])
+        ]
+        rows.append(f'| {title} | {" | ".join(cells)} |')
+    return '\n'.join(rows)
+
+
+def _several_text(report: CalibrationResult) -> str:
+    kept_as = {
+        'classes': 'fitted by class',
+        'global': 'all the global T: more of them did not lower the held-out NLL',
+        'identity': 'all 1: no temperature lowered the held-out NLL',
+    }
+    rows = [
+        '| calibrator | NLL at T = 1 | with the global T | with its own | kept | temperatures |',
+        '|---|---:|---:|---:|---|---|',
+    ]
+    for cls, fit in report.several.items():
+        errors = fit.held_out_nll
+        # Foreground classes share one: the first and the background's say it all.
+        tied = cls is ForegroundBackgroundScaling
+        shown = (fit.temperatures[0], fit.temperatures[-1]) if tied else fit.temperatures
+        cells = [
+            f'`{cls.__name__}`',
+            *(f'{errors[name]:.4f}' for name in ('identity', 'global', 'classes')),
+            kept_as[fit.kept],
+            f'{min(shown):.2f} to {max(shown):.2f}' if len(shown) > 2 else _pair(shown),
+        ]
+        rows.append(f'| {" | ".join(cells)} |')
+    explanation = (
+        'Calibrators with a temperature for each class, or one for objects and one for the '
+        'background, read theirs from the same file, e.g. '
+        "`dict(type='ClassTemperatureScaling', temperatures='…/temperature.json')`. The errors are "
+        'on images that the temperatures were not fitted to (cross-validation over images); what '
+        'does not lower them is not kept.'
+    )
+    return explanation + '\n\n' + '\n'.join(rows)
+
+
+def _pair(temperatures: Sequence[float]) -> str:
+    return 'objects {:.2f}, background {:.2f}'.format(*temperatures)
+
+
+def _about_table(about: Mapping[str, Any]) -> str:
+    rows = ['| | |', '|---|---|']
+    for key, value in about.items():
+        if isinstance(value, Mapping):
+            rows += [f'| {key}: {name} | {_cell(entry)} |' for name, entry in value.items()]
+        else:
+            rows.append(f'| {key} | {_cell(value)} |')
+    return '\n'.join(rows)
+
+
+def _cell(value: Any) -> str:
+    return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

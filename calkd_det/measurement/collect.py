@@ -1,0 +1,185 @@
+"""Collects what a detector's classifier says of a data set, on the samples of distillation."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from calkd_det.errors import TeacherError
+from calkd_det.taps import Activation, ClassifierSamples, find_tap
+
+_CHUNK_BYTES = 4 << 20
+
+
+class SampleStore:
+    """Classifier samples of many images: logits on disk, all else in memory.
+
+    The errors at the fitted T need every logit a second time, and T is known only when all were
+    seen. Nothing less than the logits gives them exactly: the confidence at T is a sum over all
+    classes. COCO's 5,000 validation images with 512 RoIs of 81 logits are 0.8 GB, with 1,000
+    proposals 1.6 GB, so they go, in float32, to a temporary file without a name that vanishes
+    with this object or process. Labels, weights and groups, 20 bytes a sample, stay in memory.
+    Samples of zero weight, which the distillation loss leaves out, are left out here.
+
+    Args:
+        folder: Where the temporary file is; None for the system's folder of such files.
+        samples_are: What they are, for a report.
+    """
+
+    def __init__(self, folder: Path | None = None, samples_are: str = '') -> None:
+        self.samples_are = samples_are
+        self.activation: Activation = 'softmax'
+        self.num_logits = 0
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as this
+        self._labels: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._groups: list[Tensor] = []
+
+    def append(self, samples: ClassifierSamples, groups: Tensor) -> None:
+        """Adds samples and, for each, the number of its image, int64, shape (N,)."""
+        self.activation = samples.activation
+        self.num_logits = samples.logits.shape[1]
+        keep = samples.weights > 0
+        logits = samples.logits[keep].detach().float().cpu().contiguous()
+        self._file.seek(0, 2)
+        self._file.write(logits.numpy().tobytes())
+        self._labels.append(samples.labels[keep].long().cpu())
+        self._weights.append(samples.weights[keep].float().cpu())
+        self._groups.append(groups.to(keep.device)[keep].cpu())
+
+    def __len__(self) -> int:
+        return sum(len(labels) for labels in self._labels)
+
+    @property
+    def labels(self) -> Tensor:
+        """Assigned classes, int64, shape (N,)."""
+        return torch.cat(self._labels) if self._labels else torch.zeros(0, dtype=torch.long)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights, float32, shape (N,), > 0."""
+        return torch.cat(self._weights) if self._weights else torch.zeros(0)
+
+    @property
+    def groups(self) -> Tensor:
+        """Number of each sample's image, int64, shape (N,)."""
+        return torch.cat(self._groups) if self._groups else torch.zeros(0, dtype=torch.long)
+
+    def some_images(self, max_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All samples of evenly spaced images, about ``max_samples`` at most, in memory.
+
+        Returns:
+            As :meth:`chunks`, in one piece.
+        """
+        stride = -(-len(self) // max_samples)
+        parts = []
+        for chunk in self.chunks():
+            keep = chunk[3] % stride == 0
+            parts.append([values[keep] for values in chunk])
+        logits, labels, weights, groups = (torch.cat(values) for values in zip(*parts))
+        return logits, labels, weights, groups
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Logits (M, K) float32, labels, weights and groups (M,), in the order they came."""
+        labels, weights, groups = self.labels, self.weights, self.groups
+        size = max(1, _CHUNK_BYTES // max(1, 4 * self.num_logits))
+        for start in range(0, len(labels), size):
+            rows = slice(start, start + size)
+            num_bytes = 4 * self.num_logits * len(labels[rows])
+            self._file.seek(4 * self.num_logits * start)
+            logits = torch.frombuffer(bytearray(self._file.read(num_bytes)), dtype=torch.float32)
+            yield logits.view(-1, self.num_logits), labels[rows], weights[rows], groups[rows]
+
+
+def collect_samples(
+    detector: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> dict[str, SampleStore]:
+    """Runs a detector over a data set and keeps what its classifier saw.
+
+    The detector computes its training loss, in eval mode and without gradients, under the tap
+    that distillation uses. What is sampled of an image depends on ``seed`` and the image's id
+    alone. Its logits depend on the batch only by the padding to the largest image. Weights and
+    mode of the detector and torch's random number generator are afterwards as before.
+
+    Args:
+        detector: An mmdet detector that a tap knows, its weights loaded, on any device.
+        dataset: Gives annotated images as :func:`~calkd_det.measurement.held_out.read_held_out`
+            makes them.
+        batch_size: Images per batch.
+        num_workers: Processes that load images; 0 for none.
+        seed: Of the sampling.
+        folder: For temporary files, see :class:`SampleStore`.
+        progress: Show a progress bar.
+
+    Returns:
+        Samples by name, see :meth:`calkd_det.taps.Tap.sample_sets`. Their groups number the
+        images in the order of the data set.
+
+    Raises:
+        ConfigError: No tap knows the detector's head.
+        TeacherError: A logit is not finite.
+    """
+    tap = find_tap(detector, 'model')
+    device = next(detector.parameters()).device
+    stores: dict[str, SampleStore] = {}
+    devices = [device] if device.type == 'cuda' else []
+    with _inference(detector), torch.random.fork_rng(devices=devices):
+        loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=pseudo_collate)
+        done = 0
+        with tqdm(total=len(dataset), unit='image', disable=not progress) as bar:
+            for batch in loader:
+                batch = detector.data_preprocessor(batch, training=False)
+                ids = [data_sample.img_id for data_sample in batch['data_samples']]
+                seeds = [_image_seed(seed, image_id) for image_id in ids]
+                sets = tap.sample_sets(detector, batch['inputs'], batch['data_samples'], seeds)
+                for name, samples in sets.items():
+                    _check_finite(samples, ids)
+                    if name not in stores:
+                        stores[name] = SampleStore(folder, tap.sets.get(name, name))
+                    stores[name].append(samples, samples.locations[:, 0].long() + done)
+                done += len(ids)
+                bar.update(len(ids))
+    return stores
+
+
+def _check_finite(samples: ClassifierSamples, ids: list) -> None:
+    bad = ~samples.logits.isfinite().all(dim=1)
+    if bad.any():
+        image = ids[int(samples.locations[bad.nonzero()[0], 0])]
+        raise TeacherError(
+            f'{int(bad.sum())} samples have a class logit that is not finite, the first in image '
+            f'{image!r}: has the training of this checkpoint diverged?'
+        )
+
+
+def _image_seed(seed: int, image_id: int | str) -> int:
+    digest = hashlib.sha256(f'{seed}:{image_id}'.encode()).digest()
+    return int.from_bytes(digest[:4], 'big')
+
+
+@contextmanager
+def _inference(detector: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,288 @@
+"""Held-out data for a calibration: a COCO-format set, read through a detector's config."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from calkd_det.errors import ConfigError
+
+_LOADERS = ('test_dataloader', 'val_dataloader', 'train_dataloader')
+
+
+@dataclass(frozen=True)
+class HeldOutData:
+    """A held-out data set, ready for :func:`~calkd_det.measurement.collect.collect_samples`.
+
+    Attributes:
+        dataset: Gives images through the config's test pipeline, resized, with annotations that
+            fit the resized image.
+        ann_file: The COCO annotation file.
+        images: The folder of its images.
+        sha256: Of the annotation file.
+        num_listed: Number of images that the file lists. The data set has fewer where the
+            config's training leaves images out, those without an object for instance.
+    """
+
+    dataset: CocoDataset
+    ann_file: Path
+    images: Path
+    sha256: str
+    num_listed: int
+
+
+def read_held_out(
+    cfg: Config,
+    ann_file: Path,
+    images: Path,
+    *,
+    num_classes: int,
+    classes: Sequence[str] | None = None,
+    max_images: int | None = None,
+) -> HeldOutData:
+    """Opens a COCO-format data set for a detector.
+
+    Args:
+        cfg: The detector's config; its test pipeline and the filter of its training are used.
+        ann_file: COCO annotation file.
+        images: Folder of its images.
+        num_classes: The number C of foreground classes of the detector.
+        classes: Their names in the detector's order; None for those of the config's data.
+        max_images: Use only the first so many; None for all.
+
+    Raises:
+        ConfigError: The file or an image is missing, it is no COCO file, its categories are not
+            the classes in their order, or the config names no pipeline for testing.
+    """
+    content = _read_coco(ann_file)
+    leaf = _test_leaf(cfg)
+    classes = tuple(classes or _class_names(leaf) or ())
+    _check_classes(classes, num_classes, content, ann_file)
+    train = next(leaf_datasets(_loader_dataset(cfg, 'train_dataloader')), {})
+    cls = _registered(leaf)
+    is_coco = isinstance(cls, type) and issubclass(cls, CocoDataset)
+    dataset_cfg = dict(
+        type=cls if is_coco else CocoDataset,
+        ann_file=str(ann_file),
+        data_prefix=dict(img=str(images)),
+        metainfo=dict(classes=classes),
+        pipeline=annotated(leaf.get('pipeline') or cfg.get('test_pipeline') or []),
+        # As in training, so that images without objects are in or out as they are there.
+        filter_cfg=copy.deepcopy(train.get('filter_cfg')),
+    )
+    try:
+        with redirect_stdout(io.StringIO()), DefaultScope.overwrite_default_scope('mmdet'):
+            dataset = DATASETS.build(dataset_cfg)
+    # mmdet and pycocotools check little of a file, and fail in as many ways as it can be wrong.
+    except Exception as error:
+        raise ConfigError(
+            f"mmdet cannot read '{ann_file}' as a data set ({type(error).__name__}: {error})"
+        ) from error
+    if max_images is not None and max_images < len(dataset):
+        dataset.get_subset_(max_images)
+    _check_images(dataset, ann_file, images)
+    return HeldOutData(dataset, ann_file, images, sha256_of(ann_file), len(content['images']))
+
+
+def annotated(pipeline: Sequence[Mapping]) -> list[dict]:
+    """A test pipeline that gives boxes in pixels of the image that the detector gets.
+
+    mmdet's own test pipelines load annotations after the resizing, because they are compared with
+    boxes scaled back to the original image. The assigner compares them before that.
+    """
+    steps = [copy.deepcopy(dict(step)) for step in pipeline]
+    steps = [step for step in steps if step.get('type') != 'LoadAnnotations']
+    loading = [i for i, step in enumerate(steps) if str(step.get('type')).startswith('LoadImage')]
+    packing = [step for step in steps if step.get('type') == 'PackDetInputs']
+    if not loading or not packing:
+        raise ConfigError(
+            'the pipeline of test_dataloader must load an image (LoadImageFromFile) and pack it '
+            f'(PackDetInputs), but has {[step.get("type") for step in steps]}'
+        )
+    steps.insert(loading[0] + 1, dict(type='LoadAnnotations', with_bbox=True))
+    if 'meta_keys' in packing[0] and 'img_id' not in packing[0]['meta_keys']:
+        packing[0]['meta_keys'] = ('img_id', *packing[0]['meta_keys'])
+    return steps
+
+
+def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
+    """The data sets in a config that read files, through wrappers such as ``RepeatDataset``."""
+    if not isinstance(dataset, Mapping):
+        return
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets') or ()
+    for child in inner:
+        yield from leaf_datasets(child)
+    if not inner:
+        yield dataset
+
+
+def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
+    """Says where held-out images are those that a config trains on or judges by.
+
+    Annotation files are compared by path and content, images by their path and by the file name
+    in the annotation file. Image ids count only where every held-out image is found, by its id
+    and size: two files that both number theirs from 1 are the rule. A file of the config that is
+    not there, or not in COCO format, is passed over.
+
+    Args:
+        cfg: The detector's config.
+        data: The held-out data.
+
+    Returns:
+        A sentence for each annotation file of the config with such images.
+    """
+    own = _read_coco(data.ann_file)
+    warnings = []
+    seen: set[Path] = set()
+    for loader, consequence in (
+        (
+            'train_dataloader',
+            'A teacher is more often right on images it was trained on, so T comes out too small',
+        ),
+        ('val_dataloader', 'Images that judge a detector should not tune its teacher'),
+        ('test_dataloader', 'Images that judge a detector should not tune its teacher'),
+    ):
+        for leaf in leaf_datasets(_loader_dataset(cfg, loader)):
+            path = _annotation_path(leaf)
+            if path is None or path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            common = _common(own, data, path, leaf)
+            if common:
+                warnings.append(f"{common} '{path}', which is in {loader}. {consequence}.")
+    return warnings
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _common(own: Mapping, data: HeldOutData, path: Path, leaf: Mapping) -> str:
+    if path.resolve() == data.ann_file.resolve() or sha256_of(path) == data.sha256:
+        return f"the annotation file '{data.ann_file}' is the same as"
+    try:
+        other = _read_coco(path)
+    except ConfigError:
+        return ''
+    own_files, other_files = (
+        _image_files(own, data.images),
+        _image_files(other, _image_folder(leaf)),
+    )
+    paths = set(other_files.values())
+    count = sum(name in other_files or file in paths for name, file in own_files.items())
+    if count:
+        return f'{count} of {len(own_files)} images are also in'
+    if _ids_with_size(own) <= _ids_with_size(other):
+        return (
+            f'unless two collections number their images alike, these {len(own_files)} images, by '
+            'their ids and sizes, are also in'
+        )
+    return ''
+
+
+def _ids_with_size(content: Mapping) -> set[tuple]:
+    return {(image['id'], image.get('width'), image.get('height')) for image in content['images']}
+
+
+def _image_files(content: Mapping, folder: Path) -> dict[str, Path]:
+    root = folder.resolve()
+    return {image['file_name']: root / image['file_name'] for image in content['images']}
+
+
+def _annotation_path(leaf: Mapping) -> Path | None:
+    if not leaf.get('ann_file'):
+        return None
+    path = Path(leaf.get('data_root') or '', leaf['ann_file'])
+    return path if path.is_file() else None
+
+
+def _image_folder(leaf: Mapping) -> Path:
+    return Path(leaf.get('data_root') or '', (leaf.get('data_prefix') or {}).get('img') or '')
+
+
+def _loader_dataset(cfg: Config, loader: str) -> Any:
+    return (cfg.get(loader) or {}).get('dataset')
+
+
+def _test_leaf(cfg: Config) -> Mapping:
+    for loader in _LOADERS[:2]:
+        for leaf in leaf_datasets(_loader_dataset(cfg, loader)):
+            return leaf
+    raise ConfigError('the config has no test_dataloader: it does not say how images are read')
+
+
+def _registered(leaf: Mapping) -> Any:
+    kind = leaf.get('type')
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
+
+
+def _class_names(leaf: Mapping) -> tuple[str, ...] | None:
+    classes = (leaf.get('metainfo') or {}).get('classes')
+    classes = classes or getattr(_registered(leaf), 'METAINFO', {}).get('classes')
+    return (classes,) if isinstance(classes, str) else classes
+
+
+def _read_coco(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no annotation file '{path}'") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read '{path}' as JSON: {error}") from error
+    lists = ('images', 'annotations', 'categories')
+    if not (isinstance(content, dict) and all(isinstance(content.get(k), list) for k in lists)):
+        raise ConfigError(f"'{path}' is no COCO annotation file: it lacks one of {lists}")
+    for name in lists:
+        if not content[name]:
+            raise ConfigError(f"'{path}' lists no {name}")
+    return content
+
+
+def _check_classes(
+    classes: tuple[str, ...], num_classes: int, content: Mapping, ann_file: Path
+) -> None:
+    if len(classes) != num_classes:
+        raise ConfigError(
+            f'the detector has {num_classes} classes, but its checkpoint or config names '
+            f'{len(classes)}'
+        )
+    categories = [category['name'] for category in content['categories']]
+    missing = [name for name in classes if name not in categories]
+    if missing:
+        raise ConfigError(
+            f"'{ann_file}' has no category for {len(missing)} of the detector's classes, e.g. "
+            f"'{missing[0]}': its objects would count as background"
+        )
+    # mmdet numbers labels in the file's order, whatever the order of the classes.
+    if [name for name in categories if name in classes] != list(classes):
+        raise ConfigError(
+            f"'{ann_file}' lists its categories in another order than the detector's classes "
+            f'{classes}: mmdet would mix up the labels, so reorder its categories'
+        )
+
+
+def _check_images(dataset: CocoDataset, ann_file: Path, images: Path) -> None:
+    paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} of {len(paths)} images of '{ann_file}' are not in '{images}', e.g. "
+            f"'{missing[0].name}'"
+        )

@@ -1,0 +1,96 @@
+"""Study configs: what is read, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import made_up
+import pytest
+
+from calkd_det.commands.study import read_study
+from calkd_det.commands.study.settings import parse_study
+from calkd_det.errors import ConfigError
+
+STUDIES = Path(__file__).resolve().parents[3] / 'configs' / 'studies'
+KD = dict(type='KDLoss')
+
+
+def test_a_study_is_read_as_it_is_written(tmp_path: Path) -> None:
+    study = made_up.study(tmp_path, target=0.3)
+    assert study.cells['alone'].teacher is None
+    cell = study.cells['calibrated, T = 2']
+    assert (cell.teacher, cell.temperature, cell.loss) == ('calibrated', 2.0, KD)
+    assert cell.seeds == (0, 1, 2, 3, 4)
+    assert study.comparisons[0].name == 'calibrated, T = 1 − alone'
+    assert study.comparisons[2].of == ('calibrated, T = 2', 'calibrated, T = 0.5')
+    assert study.results == tmp_path / 'runs' / 'results.jsonl'
+    assert study.data.held_out_ann == tmp_path / 'data' / 'annotations' / 'calibration.json'
+    assert study.target == 0.3
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'name': 'a b'}, 'study.name names files'),
+        ({'nmae': 1}, "study has no key 'nmae': did you mean 'name'"),
+        ({'seeds': []}, 'study.seeds must be a list of seeds'),
+        ({'seeds': [1, 1]}, 'study.seeds names a seed twice'),
+        ({'seeds': [0.5]}, 'study.seeds must be a whole number'),
+        ({'cells': [dict(name='a'), dict(name='a')]}, "study.cells has two of the name 'a'"),
+        ({'cells': [dict(name='a', temperature=1.0)]}, 'study.cells.0..temperature is set, but'),
+        ({'cells': [dict(name='a', teacher='calibratd')]}, "did you mean 'calibrated'"),
+        (
+            {'cells': [dict(name='a', teacher='calibrated', temperature=0, loss=KD)]},
+            "study.cells.0..temperature must be a finite number > 0, or 'fitted'",
+        ),
+        (
+            {'cells': [dict(name='a', teacher='calibrated', temperature='fit', loss=KD)]},
+            "temperature must be a finite number > 0, or 'fitted'",
+        ),
+        (
+            {'cells': [dict(name='a', teacher='calibrated', temperature=1.0)]},
+            'study.cells.0..loss must be the config of a loss',
+        ),
+        ({'comparisons': [dict(of='alone')]}, 'study.comparisons.0..to is missing'),
+        ({'comparisons': [dict(of='alone', to='alnoe')]}, "did you mean 'alone'"),
+        ({'figures': ['pared']}, "did you mean 'paired'"),
+        ({'reliability': ['x']}, 'study.reliability names no teacher'),
+        ({'data': dict(version='1')}, 'study.data.held_out_ann is missing'),
+        ({'prepare': [dict(command='make', creates='x')]}, 'command must be a list of words'),
+        ({'gpus_per_run': 0}, 'study.gpus_per_run must be a whole number >= 1'),
+        ({'resume': 1}, 'study.resume must be True or False'),
+        ({'teachers': 'x'}, 'study.teachers must be a list of dicts'),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    if 'cells' in changes:
+        changes = {'comparisons': [], **changes}
+    with pytest.raises(ConfigError, match=message):
+        made_up.study(tmp_path, **changes)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    content = made_up.content(tmp_path)
+    del content['student']
+    with pytest.raises(ConfigError, match=r'study\.student is missing'):
+        parse_study(content)
+
+
+def test_a_file_without_a_study_is_named(tmp_path: Path) -> None:
+    path = tmp_path / 'empty.py'
+    path.write_text('x = 1\n')
+    with pytest.raises(ConfigError, match="has no 'study'"):
+        read_study(path)
+    with pytest.raises(ConfigError, match='cannot read'):
+        read_study(tmp_path / 'none.py')
+    path.write_text('x = ')
+    with pytest.raises(ConfigError, match='cannot read'):
+        read_study(path)
+
+
+@pytest.mark.parametrize('path', sorted(STUDIES.glob('*.py')), ids=lambda path: path.stem)
+def test_every_shipped_study_is_a_study(path: Path) -> None:
+    study = read_study(path)
+    assert study.name == path.stem
+    assert study.comparisons

@@ -1,0 +1,98 @@
+"""The calibration tool on a detector that classifies every location by sigmoids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import dense_cases
+import helpers
+import pytest
+import torch
+from mmengine.config import Config
+
+from calkd_det import config_path
+from calkd_det.calibration import TemperatureScaling
+from calkd_det.calibration.temperature import fit_temperature
+from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.measurement.collect import collect_samples
+from calkd_det.measurement.held_out import read_held_out
+from calkd_det.taps import find_tap
+
+TEACHER = 'mini/retinanet_r18-teacher_fpn_12e_mini.py'
+DATA = ['--ann=data/mini/annotations/calibration.json', '--images=data/mini/calibration']
+
+
+@pytest.fixture(scope='module')
+def tool() -> ModuleType:
+    return helpers.load_tool('calibrate_teacher')
+
+
+@pytest.fixture
+def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A user's folder: data/mini, the config of a tiny RetinaNet and its weights."""
+    monkeypatch.chdir(tmp_path)
+    # Few enough locations that the background has a rest to draw from.
+    for name in ('NUM_HARDEST', 'NUM_DRAWN'):
+        monkeypatch.setattr(f'calkd_det.taps.dense_sets.{name}', 40)
+    write_mini_dataset(
+        'data/mini', num_images=dict(train=8, calibration=6, val=8), image_size=96, seed=2
+    )
+    cfg = Config.fromfile(config_path(TEACHER))
+    cfg.model = dense_cases.detector_config('RetinaNet')
+    cfg.model.bbox_head.num_classes = 10
+    cfg.dump('teacher.py')
+    detector = helpers.build(cfg.model)
+    detector.init_weights()
+    meta = dict(dataset_meta=dict(classes=cfg.classes))
+    torch.save(dict(meta=meta, state_dict=detector.state_dict()), 'teacher.pth')
+    return cfg
+
+
+def test_the_tool_fits_and_reports(
+    tool: ModuleType, cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ['teacher.py', 'teacher.pth', '--workers=0', '--device=cpu', *DATA]
+    assert tool.main(args) == 0
+    assert 'samples, ' in capsys.readouterr().out
+    out = Path('calibration/teacher')
+    assert sorted(path.name for path in out.iterdir()) == [
+        'reliability_distillation.png',
+        'report.md',
+        'temperature.json',
+    ]
+    content = json.loads((out / 'temperature.json').read_text())
+    text = (out / 'report.md').read_text()
+    assert "What the head's loss sees of every location: all of the foreground" in text
+    assert 'RoI' not in text + json.dumps(content)
+    assert 6 * 80 < content['num_samples'] < 6 * 80 + content['num_foreground'] + 1
+    assert content['after']['nll'] < content['before']['nll']
+    assert TemperatureScaling(out / 'temperature.json').temperature == content['temperature']
+
+
+def test_the_temperature_is_that_of_all_samples(cfg: Config) -> None:
+    """The share of the background gives the T that the whole of it would, up to the draw."""
+    detector = helpers.build(cfg.model)
+    state = torch.load('teacher.pth')
+    detector.load_state_dict(state['state_dict'])
+    paths = (Path(arg.split('=')[1]) for arg in DATA)
+    data = read_held_out(cfg, *paths, num_classes=10, classes=cfg.classes)
+    store = collect_samples(detector, data.dataset, seed=1)['distillation']
+    logits, labels, weights, groups = store.some_images(10**9)
+    share = fit_temperature(logits, labels, weights=weights, groups=groups, activation='sigmoid')
+
+    everything = []
+    for sample in data.dataset:
+        with torch.no_grad(), find_tap(detector.eval(), 'model').record(detector) as samples:
+            batch = {key: [value] for key, value in sample.items()}
+            detector(**detector.data_preprocessor(batch, False), mode='loss')
+        everything += samples
+    logits, labels, weights = (
+        torch.cat([getattr(group, name) for group in everything])
+        for name in ('logits', 'labels', 'weights')
+    )
+    assert len(logits) > 2 * len(store)
+    assert float(store.weights.sum()) == pytest.approx(float(weights.sum()), rel=1e-5)
+    whole = fit_temperature(logits, labels, weights=weights, activation='sigmoid')
+    assert share.temperature == pytest.approx(whole.temperature, rel=0.02)
