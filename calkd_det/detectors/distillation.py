@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -15,8 +15,7 @@ from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
-from calkd_det.detectors.finite_watch import FiniteWatch
-from calkd_det.detectors.roi_fraction import hardest_samples
+from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
@@ -105,33 +104,31 @@ class DistillationMixin:
         if not self._checked_resume:
             self._check_resume()
         self._finite_watch.report()
+        shapes = [data_sample.img_shape[:2] for data_sample in batch_data_samples]
+        # First, while none of the student's activations are kept for its backward.
+        feats = self.teacher.extract_feat(batch_inputs, shapes)
         with find_tap(self, 'model').record(self) as samples:
             losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
-        shapes = [data_sample.img_shape[:2] for data_sample in batch_data_samples]
-        losses.update(self.distillation_losses(batch_inputs, shapes, samples))
+        losses.update(self.distillation_losses(feats, samples))
         return losses
 
     def distillation_losses(
-        self,
-        images: Tensor,
-        image_shapes: Sequence[tuple[int, int]],
-        samples: Sequence[ClassifierSamples],
+        self, teacher_feats: tuple[Tensor, ...], samples: Sequence[ClassifierSamples]
     ) -> dict[str, Tensor]:
-        """Asks the teacher, compares, and diagnoses.
+        """Ask the teacher, compare, and diagnose.
 
         Args:
-            images: Normalised for the student, shape (B, 3, H, W).
-            image_shapes: Height and width in pixels of each image, without its padding.
-            samples: What the student's classifiers saw.
+            teacher_feats: The teacher's features of the batch.
+            samples: What the student's classifiers were asked about.
 
         Returns:
             The losses of distillation and what the log tells of the teacher.
         """
         logs: dict[str, Tensor] = {}
-        samples = [hardest_samples(group, self.teacher.roi_fraction) for group in samples]
-        answers = self.teacher(images, image_shapes, samples)
+        answers = self.teacher(teacher_feats, samples)
         self._finite_watch.note(samples, answers)
         for group, teacher_logits in zip(samples, answers):
+            group, teacher_logits = leave_out_non_finite(group, teacher_logits)
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():
                 if loss.loss_weight != 0:
@@ -188,13 +185,6 @@ class DistillationMixin:
                     f'model.distillation: {type(loss).__name__} compares {loss.activation} '
                     f'scores, but the student classifies by {activation}'
                 )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-        # .to, .cuda, .half and the same calls on a parent all end here.
-        super()._apply(fn, *args, **kwargs)
-        if self.teacher is not None:
-            self.teacher._apply(fn)
-        return self
 
 
 @torch.no_grad()

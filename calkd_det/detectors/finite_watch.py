@@ -1,8 +1,9 @@
-"""Tells of logits that are not finite, without making the host wait for the device."""
+"""Logits that are not finite: the teacher's are left out, and both are reported once."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -14,7 +15,6 @@ from calkd_det.taps import ClassifierSamples
 class FiniteWatch:
     """Reports once, in the log, whose class logits first held NaN or infinite values.
 
-    Nothing else is done about them: the loss is what it is, as the plain detector's would be.
     What :meth:`note` sees is reported in the next step, when it is on the host anyway. A copy,
     also a pickled one, watches anew.
     """
@@ -61,11 +61,41 @@ class FiniteWatch:
         if all(finite):
             return
         self._reported = True
-        who = ' and '.join(name for name, ok in zip(('teacher', 'student'), finite) if not ok)
-        print_log(
-            f'Iteration {self._iteration}: class logits of the {who} are NaN or infinite, and so '
-            'is the loss of distillation. Training goes on as that of the plain detector would; '
-            'this is said once.',
-            logger='current',
-            level=logging.WARNING,
-        )
+        teacher_ok, student_ok = finite
+        if not teacher_ok:
+            print_log(
+                f'Iteration {self._iteration}: class logits of the teacher are NaN or infinite. '
+                'Samples with such logits count with weight 0 in the loss of distillation, so the '
+                'student learns nothing from them; this is logged once. Check the teacher: its '
+                'weights, model.teacher.precision and the normalisation of its images.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        if not student_ok:
+            print_log(
+                f'Iteration {self._iteration}: class logits of the student are NaN or infinite, '
+                'and so is its loss, as that of the plain detector would be; this is logged once. '
+                'Lower the learning rate, clip gradients, or train in float32.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def leave_out_non_finite(
+    samples: ClassifierSamples, teacher_logits: Tensor
+) -> tuple[ClassifierSamples, Tensor]:
+    """Give samples weight 0 for which the teacher has a NaN or infinite logit.
+
+    Nothing leaves the device, and no value changes where all are finite.
+
+    Args:
+        samples: N samples of the student.
+        teacher_logits: Calibrated, float32, shape (N, K). Changed in place.
+
+    Returns:
+        The samples with their new weights, and the logits with zeros where they are left out,
+        since a NaN times zero is a NaN.
+    """
+    finite = teacher_logits.sum(dim=1).isfinite()
+    weights = samples.weights * finite
+    return replace(samples, weights=weights), teacher_logits.masked_fill_(~finite[:, None], 0)

@@ -97,11 +97,11 @@ class TeacherCalibrationHook(Hook):
     def _see(
         self,
         network: nn.Module,
-        args: tuple[Tensor, Any, Sequence[ClassifierSamples]],
+        args: tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]],
         answers: Sequence[Tensor],
     ) -> None:
         # Kept on the device: binning checks its input, which would wait for it at every step.
-        for samples, logits in zip(args[2], answers):
+        for samples, logits in zip(args[1], answers):
             rows = self._rows(len(samples))
             logits, labels = logits[rows], samples.labels[rows]
             confidence, prediction = class_scores(logits, samples.activation).max(dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -101,6 +101,23 @@ def is_readable(head: nn.Module) -> bool:
         and not getattr(head.loss_cls, 'custom_cls_channels', False)
         and not getattr(head.loss_cls, 'custom_activation', False)
     )
+
+
+def roi_features(extractor: nn.Module, feats: Sequence[Tensor], rois: Tensor) -> Tensor:
+    """Extract RoI features in the precision of the RoIs.
+
+    mmcv's RoIAlign has no bfloat16, and misreads channels_last features in silence.
+
+    Args:
+        extractor: A RoI extractor of mmdet.
+        feats: Feature maps, each (B, D, h, w), of any float dtype; the first ``num_inputs`` count.
+        rois: Float, shape (N, 5).
+
+    Returns:
+        Of the dtype of ``rois``, shape (N, D, H, W).
+    """
+    maps = tuple(feat.to(rois.dtype).contiguous() for feat in feats[: extractor.num_inputs])
+    return extractor(maps, rois)
 
 
 def class_logits(head: nn.Module, roi_feats: Tensor) -> Tensor:

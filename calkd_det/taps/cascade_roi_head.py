@@ -20,6 +20,7 @@ from calkd_det.taps.box_head import (
     drop_regression,
     is_readable,
     keep_children,
+    roi_features,
     watch_box_head,
 )
 from calkd_det.taps.roi_sets import watch_sampler
@@ -111,11 +112,10 @@ class CascadeRoIHeadTap(Tap):
     ) -> Tensor:
         roi_head, rois = detector.roi_head, samples.locations
         stage = self.classifiers(detector).index(samples.name)
-        extractor = roi_head.bbox_roi_extractor[stage]
-        roi_feats = extractor(feats[: extractor.num_inputs], rois)
+        roi_feats = roi_features(roi_head.bbox_roi_extractor[stage], feats, rois)
         *feats, context = feats if _fuses_context(roi_head) else (*feats, None)
         if _fuses_semantics(roi_head):
-            semantic = roi_head.semantic_roi_extractor([feats[-1]], rois)
+            semantic = roi_features(roi_head.semantic_roi_extractor, feats[-1:], rois)
             if semantic.shape[-2:] != roi_feats.shape[-2:]:
                 semantic = adaptive_avg_pool2d(semantic, roi_feats.shape[-2:])
             roi_feats = roi_feats + semantic

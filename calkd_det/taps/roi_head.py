@@ -26,6 +26,7 @@ from calkd_det.taps.box_head import (
     drop_regression,
     is_readable,
     keep_children,
+    roi_features,
     watch_box_head,
 )
 from calkd_det.taps.roi_sets import classify_detections, classify_proposals, watch_sampler
@@ -95,8 +96,7 @@ class RoIHeadTap(Tap):
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
     ) -> Tensor:
         roi_head = detector.roi_head
-        extractor = roi_head.bbox_roi_extractor
-        roi_feats = extractor(feats[: extractor.num_inputs], samples.locations)
+        roi_feats = roi_features(roi_head.bbox_roi_extractor, feats, samples.locations)
         if roi_head.with_shared_head:
             roi_feats = roi_head.shared_head(roi_feats)
         return class_logits(roi_head.bbox_head, roi_feats)

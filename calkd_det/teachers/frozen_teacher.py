@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -18,14 +17,14 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from calkd_det.calibration import Calibrator
-from calkd_det.config import build_from_config, check_keys, check_number
+from calkd_det.config import build_from_config, check_keys
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
 from calkd_det.taps import ClassifierSamples, Tap, find_tap
-from calkd_det.taps.base import ROIS
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import match_classes
 from calkd_det.teachers.folding import fold_batchnorm
 from calkd_det.teachers.input_map import match_inputs
+from calkd_det.teachers.sharing import digest, share_detector, tensor_bytes
 from calkd_det.teachers.source import (
     CHECKPOINT_KEY,
     CONFIG_KEY,
@@ -46,14 +45,13 @@ class TeacherNetwork(nn.Module):
     """A frozen detector that classifies another detector's samples.
 
     Args:
-        detector: The teacher's detector, its weights loaded.
+        detector: The teacher's detector, its weights loaded, prepared by :func:`prepare_detector`.
         tap: Knows its head.
         calibrator: Applied to its logits.
         input_map: From the student's normalised images to the teacher's.
         class_map: From the teacher's classes to the student's; None where they are the same.
         classifiers: By the name of each of the student's classifiers that of the teacher's which
             answers for it; None for the same names.
-        channels_last: Whether its convolutions run in channels_last memory format.
         precision: A key of ``PRECISIONS`` that the network computes in; None for that of the
             autocast around it.
     """
@@ -67,14 +65,9 @@ class TeacherNetwork(nn.Module):
         class_map: nn.Module | None,
         precision: str | None = None,
         classifiers: dict[str, str] | None = None,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        detector = revert_sync_batchnorm(detector).eval()
-        tap.keep_classifier(detector)
-        self.detector = fold_batchnorm(detector)
-        if channels_last:
-            self.detector.to(memory_format=torch.channels_last)
+        self.detector = detector
         self.tap = tap
         self.calibrator = calibrator
         self.input_map = input_map
@@ -83,37 +76,52 @@ class TeacherNetwork(nn.Module):
         self.classifiers = classifiers or {}
         self.eval().requires_grad_(False)
 
+    def is_on(self, device: torch.device) -> bool:
+        """Whether all of it is on a device; another holder may have moved a shared detector."""
+        tensors = (next(self.detector.parameters()), self.input_map.scale)
+        return all(tensor.device == device for tensor in tensors)
+
     @torch.no_grad()
-    def forward(
-        self,
-        images: Tensor,
-        image_shapes: Sequence[tuple[int, int]],
-        samples: Sequence[ClassifierSamples],
-    ) -> list[Tensor]:
-        """Classifies samples.
+    def extract_feat(
+        self, images: Tensor, image_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, ...]:
+        """Compute what the teacher's classifiers share, from the student's images.
 
         Args:
-            images: The student's normalised batch, shape (B, 3, H, W).
+            images: The student's normalised batch, shape (B, 3, H, W), of any float dtype.
             image_shapes: Height and width in pixels of each image, without its padding.
-            samples: What the student's classifiers saw.
+
+        Returns:
+            The features that :meth:`forward` takes, each of shape (B, D, h, w).
+        """
+        dtype = next(self.detector.parameters()).dtype
+        with self._autocast(images.device.type):
+            feats = self.detector.extract_feat(self.input_map(images.to(dtype), image_shapes))
+            return self.tap.prepare(self.detector, feats)
+
+    @torch.no_grad()
+    def forward(
+        self, feats: tuple[Tensor, ...], samples: Sequence[ClassifierSamples]
+    ) -> list[Tensor]:
+        """Classify samples.
+
+        Args:
+            feats: Those of :meth:`extract_feat`, of the batch that the samples are from.
+            samples: What the student's classifiers were asked about.
 
         Returns:
             For each entry of ``samples`` the calibrated logits over the student's classes,
             float32, of the shape of its ``logits``.
         """
         answers = []
-        with self._autocast(images.device.type):
-            feats = self.detector.extract_feat(self.input_map(images, image_shapes))
-            feats = self.tap.prepare(self.detector, feats)
-            # mmcv's RoIAlign knows no bfloat16, and misreads channels_last in silence.
-            feats = tuple(feat.to(images.dtype).contiguous() for feat in feats)
+        with self._autocast(feats[0].device.type):
             for group in samples:
                 group = replace(group, name=self.classifiers.get(group.name, group.name))
                 answers.append(self.calibrate(self.tap.classify(self.detector, feats, group)))
         return answers
 
     def calibrate(self, logits: Tensor) -> Tensor:
-        """Calibrates logits over the teacher's classes, and maps them to the student's."""
+        """Calibrate logits over the teacher's classes, and map them to the student's."""
         logits = self.calibrator(logits)
         return logits if self.class_map is None else self.class_map(logits)
 
@@ -125,12 +133,31 @@ class TeacherNetwork(nn.Module):
         return torch.autocast(device_type, PRECISIONS[self.precision])
 
 
+def prepare_detector(detector: nn.Module, tap: Tap) -> nn.Module:
+    """Make a detector with its weights a frozen one that only classifies.
+
+    Args:
+        detector: On the CPU. It is changed in place.
+        tap: Knows its head.
+
+    Returns:
+        The detector in eval mode, without gradients, its BatchNorm folded where that changes
+        nothing.
+    """
+    detector = revert_sync_batchnorm(detector).eval()
+    tap.keep_classifier(detector)
+    return fold_batchnorm(detector).eval().requires_grad_(False)
+
+
 class FrozenTeacher:
     """Holds what a config says of a teacher, and the network once :meth:`build` has made it.
 
     It is no ``nn.Module``, so that the student that holds it has neither its weights nor its
     mode: nothing of it is in the student's state dict, optimizer, gradient clipping, EMA or
-    DDP buckets. A deep copy is the same teacher, a pickled one has lost its network.
+    DDP buckets, and no ``.half()``, ``.to()`` or ``.to_empty()`` of the student, of a copy or of
+    a parent reaches it. It goes to the device of the images when it is called, keeps the dtype
+    that it was loaded in, and casts the images. A deep copy is the same teacher, a pickled one
+    has lost its network. Holders of equal weights share one network.
 
     Args:
         config: Path of an mmdet config, ``mmdet::FAMILY/NAME.py``, or a dict.
@@ -141,10 +168,6 @@ class FrozenTeacher:
             whatever the student does; None for that of the autocast around the step.
         stages: For each stage of a cascade student the number of the teacher's stage that
             teaches it; None for each its own.
-        channels_last: Run its convolutions in channels_last memory format. The logits are the
-            same up to rounding; which is faster depends on device and precision.
-        roi_fraction: Share of the RoIs, in (0, 1], that it is asked about, see
-            :func:`~calkd_det.detectors.roi_fraction.hardest_samples`.
 
     Attributes:
         network: None until :meth:`build`.
@@ -162,8 +185,6 @@ class FrozenTeacher:
         calibrator: dict | None = None,
         precision: str | None = None,
         stages: Sequence[int] | None = None,
-        channels_last: bool = False,
-        roi_fraction: float = 1.0,
     ) -> None:
         check_source(config, checkpoint)
         check_stages(stages)
@@ -172,16 +193,6 @@ class FrozenTeacher:
                 "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
                 f'of the step), but is {precision!r}; {did_you_mean(str(precision), PRECISIONS)}'
             )
-        if not isinstance(channels_last, bool):
-            raise ConfigError(
-                f'model.teacher.channels_last must be True or False, but is {channels_last!r}'
-            )
-        self.roi_fraction = check_number(roi_fraction, 'model.teacher.roi_fraction')
-        if self.roi_fraction > 1:
-            raise ConfigError(
-                f'model.teacher.roi_fraction must be a share in (0, 1], but is {roi_fraction!r}'
-            )
-        self.channels_last = channels_last
         self.config = config
         self.checkpoint = checkpoint
         self.precision = precision
@@ -240,11 +251,6 @@ class FrozenTeacher:
                 f'{CONFIG_KEY}: the student classifies {sampled[0]}, the teacher {sampled[1]}: it '
                 "cannot be asked about the student's samples"
             )
-        if self.roi_fraction < 1 and sampled[0] != ROIS:
-            raise ConfigError(
-                'model.teacher.roi_fraction must be 1 for a detector that does not sample RoIs: '
-                'its teacher classifies whole feature maps'
-            )
         classifiers = match_stages(
             self.stages, student_tap.classifiers(student), tap.classifiers(detector)
         )
@@ -256,36 +262,35 @@ class FrozenTeacher:
         self.identity = {
             CONFIG_KEY: (
                 self.config if isinstance(self.config, str) else 'a dict',
-                _digest([str(source.model).encode()]),
+                digest([str(source.model).encode()]),
             ),
             CHECKPOINT_KEY: (
                 source.checkpoint,
-                _digest(map(tensor_bytes, detector.state_dict().values())),
+                digest(map(tensor_bytes, detector.state_dict().values())),
             ),
-            'model.teacher.calibrator': (str(self.calibrator), _digest([tensor_bytes(probe)])),
+            'model.teacher.calibrator': (str(self.calibrator), digest([tensor_bytes(probe)])),
             **{
                 f'model.teacher.{name}': (str(value), str(value))
                 for name, value in (
                     ('precision', self.precision),
                     ('stages', self.stages),
-                    ('roi_fraction', self.roi_fraction),
                 )
             },
         }
         class_map = match_classes(
             student_classes, teacher_classes, *num_classes, tap.activation(detector)
         )
-        network = TeacherNetwork(
-            detector,
+        input_map = match_inputs(student.data_preprocessor, detector.data_preprocessor)
+        weights = self.identity[CONFIG_KEY][1], self.identity[CHECKPOINT_KEY][1]
+        self.network = TeacherNetwork(
+            share_detector(prepare_detector(detector, tap), key=''.join(weights)),
             tap,
             self.calibrator,
-            match_inputs(student.data_preprocessor, detector.data_preprocessor),
+            input_map,
             class_map,
             self.precision,
             classifiers,
-            self.channels_last,
         )
-        self.network = network.to(next(student.parameters()).device)
         self._log(source, student_classes, teacher_classes)
         if tap.activation(detector) == 'sigmoid' and probe.mean() < 1:
             print_log(
@@ -296,19 +301,19 @@ class FrozenTeacher:
                 level=logging.WARNING,
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follows the student to another device or precision."""
-        if self.network is not None:
-            self.network._apply(fn)
+    def extract_feat(
+        self, images: Tensor, image_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, ...]:
+        """See :meth:`TeacherNetwork.extract_feat`; first goes to the device of the images."""
+        if not self.network.is_on(images.device):
+            self.network.to(images.device)
+        return self.network.extract_feat(images, image_shapes)
 
     def __call__(
-        self,
-        images: Tensor,
-        image_shapes: Sequence[tuple[int, int]],
-        samples: Sequence[ClassifierSamples],
+        self, feats: tuple[Tensor, ...], samples: Sequence[ClassifierSamples]
     ) -> list[Tensor]:
         """See :meth:`TeacherNetwork.forward`."""
-        return self.network(images, image_shapes, samples)
+        return self.network(feats, samples)
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
         return self
@@ -363,15 +368,3 @@ def build_detector(source: TeacherSource) -> nn.Module:
         raise TeacherError(
             f'{CONFIG_KEY}: mmdet cannot build this detector ({type(error).__name__}: {error})'
         ) from error
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The content of a tensor of any dtype and device."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

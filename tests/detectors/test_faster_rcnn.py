@@ -215,15 +215,6 @@ def test_teacher_is_frozen_folded_and_in_eval_mode(distilled: CalKDFasterRCNN) -
     assert not mine & {id(p) for p in network.parameters()}
 
 
-def test_teacher_follows_the_student_and_its_parents(distilled: CalKDFasterRCNN) -> None:
-    parent = nn.Sequential(distilled)
-    for move, dtype in ((parent.double, torch.float64), (parent.half, torch.float16)):
-        move()
-        assert {p.dtype for p in distilled.teacher.network.parameters()} == {dtype}
-    parent.to('meta')
-    assert {p.device.type for p in distilled.teacher.network.parameters()} == {'meta'}
-
-
 def test_deepcopy_shares_the_teacher(distilled: CalKDFasterRCNN) -> None:
     copied = copy.deepcopy(distilled)
     assert copied.teacher is distilled.teacher

@@ -47,7 +47,7 @@ def test_logs_the_ece_of_all_samples_so_far(
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(network: nn.Module, args: tuple, answers: list[Tensor]) -> None:
-        seen.append((answers[0].softmax(1), args[2][0].labels))
+        seen.append((answers[0].softmax(1), args[1][0].labels))
 
     detector.teacher.network.register_forward_hook(keep)
     logged = []
@@ -94,7 +94,7 @@ def test_says_on_which_side_the_teacher_is(
         hook = TeacherCalibrationHook()
         hook.before_train(runner)
         answers = [torch.tensor([[scale, 0.0]]).expand(4, 2)]
-        hook._see(runner.model.teacher.network, (None, None, [samples]), answers)
+        hook._see(runner.model.teacher.network, (None, [samples]), answers)
         hook.after_train_iter(runner, 0)
         assert side in said[-1]
         assert '4 training samples' in said[-1]
@@ -112,7 +112,7 @@ def test_a_diverged_run_and_a_batch_without_samples_do_not_stop_it(
         samples = ClassifierSamples(
             logits, torch.zeros(count).long(), torch.ones(count), torch.zeros(count, 5), 'softmax'
         )
-        hook._see(runner.model.teacher.network, (None, None, [samples]), [logits])
+        hook._see(runner.model.teacher.network, (None, [samples]), [logits])
         hook.after_train_iter(runner, 0)
     assert hook.total.sums.sum() == 0
 
@@ -150,7 +150,7 @@ def test_samples_without_weight_and_most_of_a_dense_heads_are_left_out(activatio
         activation=activation,
     )
     for _ in range(3):
-        hook._see(None, (None, None, [samples]), [logits])
+        hook._see(None, (None, [samples]), [logits])
     overall = hook._update()
     assert overall.num_samples == int((weights > 0).sum())  # three steps have seen each once
     probs = logits.softmax(1) if activation == 'softmax' else logits.sigmoid()

@@ -1,4 +1,4 @@
-"""Logits that are not finite are told once and handled as ever; extreme ones stay finite."""
+"""Logits that are not finite are reported once and do no harm; extreme ones stay finite."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from calkd_det.detectors import finite_watch
 from calkd_det.losses.kd_loss import kd_loss
+from calkd_det.taps import ClassifierSamples
 
 Teacher = tuple[nn.Module, Path]
 
@@ -44,10 +45,14 @@ def test_is_told_once_with_iteration_and_origin(
     cfg = helpers.distilled_config(teacher_config, teacher[1])
     runner = run(cfg, tmp_path / 'work', epochs=3, hooks=[Poison(whose, value, iteration=3)])
     assert runner.iter == 6
-    told = [line for line in log_of(tmp_path / 'work').splitlines() if 'NaN or infinite' in line]
+    told = [
+        line for line in log_of(tmp_path / 'work').splitlines() if 'are NaN or infinite' in line
+    ]
     assert len(told) == 1
     assert 'WARNING' in told[0]
     assert f'Iteration 3: class logits of the {whose} are' in told[0]
+    weights_are_finite = all(p.isfinite().all() for p in runner.model.parameters())
+    assert weights_are_finite == (whose == 'teacher')
 
 
 def test_the_plain_detector_goes_on_as_well(tmp_path: Path) -> None:
@@ -89,6 +94,34 @@ def test_finite_logits_are_not_told(
     for _ in range(2):
         helpers.loss(detector, helpers.batch(num_boxes=0))
     assert told == []
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_samples_without_finite_teacher_logits_are_as_if_not_sampled(value: float) -> None:
+    logits = torch.randn(8, 4, requires_grad=True)
+    samples = ClassifierSamples(
+        logits=logits,
+        labels=torch.arange(8) % 4,
+        weights=torch.rand(8) + 0.5,
+        locations=torch.zeros(8, 5),
+        activation='softmax',
+    )
+    teacher = torch.randn(8, 4)
+    spoilt = teacher.clone()
+    spoilt[2, 1], spoilt[5] = value, value
+    group, answer = finite_watch.leave_out_non_finite(samples, spoilt)
+    loss = kd_loss(group.logits, answer, group.weights)
+    (grad,) = torch.autograd.grad(loss, logits)
+    kept = torch.tensor([0, 1, 3, 4, 6, 7])
+    expected = kd_loss(logits[kept], teacher[kept], samples.weights[kept])
+    (expected_grad,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, expected_grad)
+    assert not grad[[2, 5]].any()
+
+    unchanged, same = finite_watch.leave_out_non_finite(samples, teacher.clone())
+    assert torch.equal(unchanged.weights, samples.weights)
+    assert torch.equal(same, teacher)
 
 
 @pytest.mark.parametrize('tau', [0.1, 1.0, 20.0])

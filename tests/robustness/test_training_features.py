@@ -197,8 +197,6 @@ def test_channels_last_leaves_the_teachers_answers(distilled: ConfigDict) -> Non
     detector.teacher.network.register_forward_hook(lambda m, a, o: answers.extend(o))
     step(copy.deepcopy(detector))
     logs = step(detector.to(memory_format=torch.channels_last))
-    weight = detector.teacher.network.detector.backbone.layer2[0].conv1.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-4, atol=1e-4)
     for key, value in step(plain).items():
         if key != 'loss':

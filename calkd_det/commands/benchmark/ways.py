@@ -190,17 +190,14 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
         raw = [network.tap.classify(network.detector, feats, group) for group in samples]
 
     class Answers:
-        roi_fraction = 1.0
-
         def __call__(self, *args: Any) -> list[Tensor]:
             with torch.no_grad():
-                return [network.calibrate(answer) for answer in raw]
+                return [network.calibrate(answer.clone()) for answer in raw]
 
     distilled.teacher = Answers()
-    shapes = [subject.size] * subject.batch_size
 
     def step() -> float:
-        logs = distilled.distillation_losses(data['inputs'], shapes, samples)
+        logs = distilled.distillation_losses(feats, samples)
         total = sum(value for name, value in logs.items() if 'loss' in name)
         total.backward()
         return float(total.detach())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from calkd_det.commands.doctor.finding import Finding
+from calkd_det.teachers import TeacherNetwork
 
 _REPEATS = 2
 
@@ -26,7 +27,7 @@ def check_step(student: nn.Module, loader: DataLoader, device: torch.device) -> 
     student.to(device).train()
     batch = student.data_preprocessor(next(iter(loader)), True)
     distilling = getattr(student, 'distilling', False)
-    meter = _TeacherMeter(student.teacher.network) if distilling else None
+    meter = _TeacherMeter(student.teacher.network, device) if distilling else None
     logs, _, memory = _step(student, batch, meter)  # also warms caches and kernels up
     yield from _losses(logs, len(batch['data_samples']))
     if meter is None:
@@ -71,6 +72,8 @@ def _step(
 ) -> tuple[dict[str, float], float, int]:
     """What the log would say, the seconds, and on a GPU the bytes at the peak."""
     device = next(student.parameters()).device
+    if meter is not None:
+        meter.reset()
     _reset_peak(device)
     start = _now(device)
     total, logs = student.parse_losses(student(**batch, mode='loss'))
@@ -82,30 +85,43 @@ def _step(
 
 
 class _TeacherMeter:
-    """Seconds and, on a GPU, bytes of a teacher's last forward.
+    """Seconds and, on a GPU, bytes that a teacher takes of a step.
 
     Attributes:
-        seconds: The time it took.
+        seconds: The time of its features and its answers.
         memory: Bytes at its peak, beside what was allocated when it began.
-        peak_before: Bytes at the peak of what came before it.
+        peak_before: Bytes at the peak of the rest of the step.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: TeacherNetwork, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+        extract_feat = network.extract_feat
+
+        def measured(*args: Any) -> tuple[Tensor, ...]:
+            self._begin()
+            feats = extract_feat(*args)
+            self._end()
+            return feats
+
+        network.extract_feat = measured
+        network.register_forward_pre_hook(lambda network, args: self._begin())
+        network.register_forward_hook(lambda network, args, answers: self._end())
+
+    def reset(self) -> None:
+        """Begin a new step."""
         self.seconds = 0.0
         self.memory = self.peak_before = 0
-        self._device = next(network.parameters()).device
-        network.register_forward_pre_hook(self._begin)
-        network.register_forward_hook(self._end)
 
-    def _begin(self, network: nn.Module, args: tuple) -> None:
-        self.peak_before = _peak(self._device)
+    def _begin(self) -> None:
+        self.peak_before = max(self.peak_before, _peak(self._device))
         _reset_peak(self._device)
         self._allocated = _peak(self._device)
         self._start = _now(self._device)
 
-    def _end(self, network: nn.Module, args: tuple, answers: list[Tensor]) -> None:
-        self.seconds = _now(self._device) - self._start
-        self.memory = _peak(self._device) - self._allocated
+    def _end(self) -> None:
+        self.seconds += _now(self._device) - self._start
+        self.memory = max(self.memory, _peak(self._device) - self._allocated)
 
 
 def _now(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from calkd_det.commands.study.rows import write_json
-from calkd_det.teachers.frozen_teacher import tensor_bytes
+from calkd_det.teachers.sharing import tensor_bytes
 
 FILE = 'fingerprint.json'
 

@@ -1,0 +1,47 @@
+"""One network for all holders of the same teacher in a process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+_DETECTORS: WeakValueDictionary[tuple[str, str], nn.Module] = WeakValueDictionary()
+
+
+def share_detector(detector: nn.Module, key: str) -> nn.Module:
+    """Return the detector that another holder prepared from the same weights, or the given one.
+
+    Semi-supervised detectors such as SoftTeacher build two students from one config, each with the
+    same teacher.
+
+    Args:
+        detector: A frozen detector, prepared for its task.
+        key: Digest of the config and the weights that it was made from.
+
+    Returns:
+        One whose tensors are equal to those of ``detector``, bit for bit. A shared one that
+        somebody has changed since is not returned.
+    """
+    content = digest(map(tensor_bytes, detector.state_dict().values()))
+    shared = _DETECTORS.get((key, content))
+    if shared is not None and content == digest(map(tensor_bytes, shared.state_dict().values())):
+        return shared
+    _DETECTORS[key, content] = detector
+    return detector
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return the content of a tensor of any dtype and device."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 of all parts in their order, in hexadecimal."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
