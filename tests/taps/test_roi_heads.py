@@ -68,7 +68,9 @@ def test_sample_sets_need_boxes_alone_and_leave_the_head_as_it_was(case: Case) -
     tap = find_tap(detector, 'model')
     before = state(detector)
     data = detector.data_preprocessor(helpers.batch(sizes=((96, 96),) * 2), False)
-    images, data_samples = data['inputs'], data['data_samples']
+    # Caffe's mean has no standard deviation beside it. On such images the deltas of an untrained
+    # RPN reach 68, and what float32 rounds in a batch of one and of two moves a box by 3e-3 pixels.
+    images, data_samples = data['inputs'] / data['inputs'].std(), data['data_samples']
     sets = tap.sample_sets(detector, images, data_samples, [7, 8])
     assert state(detector) == before
     assert set(sets) <= set(tap.sets)
@@ -89,7 +91,7 @@ def test_sample_sets_need_boxes_alone_and_leave_the_head_as_it_was(case: Case) -
     own = tap.sample_sets(detector, images[1:], data_samples[1:], [8])['distillation']
     both = sets['distillation']
     torch.testing.assert_close(
-        both.locations[both.locations[:, 0] == 1][:, 1:], own.locations[:, 1:], atol=1e-3, rtol=0
+        both.locations[both.locations[:, 0] == 1][:, 1:], own.locations[:, 1:], atol=1e-4, rtol=0
     )
 
 
