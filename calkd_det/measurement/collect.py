@@ -151,7 +151,7 @@ def collect_samples(
                 for name, samples in sets.items():
                     _check_finite(samples, ids)
                     if name not in stores:
-                        stores[name] = SampleStore(folder, tap.sets.get(name, name))
+                        stores[name] = SampleStore(folder, tap.set_descriptions.get(name, name))
                     stores[name].append(samples, samples.locations[:, 0].long() + done)
                 done += len(ids)
                 bar.update(len(ids))

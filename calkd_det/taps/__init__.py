@@ -36,7 +36,7 @@ def find_tap(detector: nn.Module, key: str) -> Tap:
     reason = reason_against(detector)
     raise ConfigError(
         f'{key}: CalKD-Det cannot read the class logits of a {type(detector).__name__} with '
-        f'{what}{f": {reason}" if reason else ""}. It knows {"; ".join(t.heads for t in TAPS)}'
+        f'{what}{f": {reason}" if reason else ""}. It knows {"; ".join(t.head_names for t in TAPS)}'
     )
 
 

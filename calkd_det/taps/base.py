@@ -19,12 +19,12 @@ class Tap(ABC):
     """Knows one family of heads, and no detector in particular: every method is given one.
 
     Attributes:
-        heads: The heads that it supports, for the sentence that refuses another.
-        sets: By the name of a set of :meth:`sample_sets` what its samples are, for a report.
+        head_names: The heads that it supports, for the sentence that refuses another.
+        set_descriptions: What the samples are, by their name in :meth:`sample_sets`; for a report.
     """
 
-    heads: str
-    sets: Mapping[str, str] = {}
+    head_names: str
+    set_descriptions: Mapping[str, str] = {}
 
     @abstractmethod
     def supports(self, detector: nn.Module) -> bool:

@@ -42,15 +42,15 @@ class BoxHeadRecord:
         """Whether the head ran."""
         return self._logits is not None
 
-    def see_rois(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def on_rois(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._extracted = args[1] if len(args) > 1 else kwargs['rois']
 
-    def see_logits(self, module: nn.Module, args: tuple, output: tuple[Tensor, ...]) -> None:
+    def on_logits(self, module: nn.Module, args: tuple, output: tuple[Tensor, ...]) -> None:
         # A mask branch may share the extractor: its RoIs come after the box head's run.
         self._rois, self._logits = self._extracted, output[0]
         self._labels = self._weights = None
 
-    def see_targets(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def on_targets(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         # PISA looks at its loss of the foreground before the one that counts, without weights.
         self._logits, self._labels, self._weights = (*args, None)[:3]
 
@@ -83,9 +83,9 @@ def watch_box_head(extractor: nn.Module, head: nn.Module) -> Iterator[BoxHeadRec
     record = BoxHeadRecord()
     with ExitStack() as hooks:
         for handle in (
-            extractor.register_forward_pre_hook(record.see_rois, with_kwargs=True),
-            head.register_forward_hook(record.see_logits),
-            head.loss_cls.register_forward_pre_hook(record.see_targets, with_kwargs=True),
+            extractor.register_forward_pre_hook(record.on_rois, with_kwargs=True),
+            head.register_forward_hook(record.on_logits),
+            head.loss_cls.register_forward_pre_hook(record.on_targets, with_kwargs=True),
         ):
             hooks.callback(handle.remove)
         yield record

@@ -23,7 +23,7 @@ from calkd_det.taps.box_head import (
     roi_features,
     watch_box_head,
 )
-from calkd_det.taps.roi_sets import watch_sampler
+from calkd_det.taps.roi_samples import watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 ROI_HEADS = (CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead)
@@ -36,8 +36,8 @@ class CascadeRoIHeadTap(Tap):
     asked about the RoIs of that stage, which the student's stages before it have refined.
     """
 
-    heads = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with plain softmax classifiers'
-    sets: ClassVar[Mapping[str, str]] = {
+    head_names = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with plain softmax classifiers'
+    set_descriptions: ClassVar[Mapping[str, str]] = {
         'distillation': (
             'The RoIs that distillation sees, those of all stages: proposals, refined from stage '
             'to stage, and ground truth, sampled as in training'
@@ -142,7 +142,7 @@ class CascadeRoIHeadTap(Tap):
                 sample.gt_sem_seg = segmentation
         with watch_sampler(detector.roi_head, seeds), self.record(detector) as samples:
             detector.loss(images, data_samples)
-        return {'distillation': _join(samples), **{group.name: group for group in samples}}
+        return {'distillation': _concatenate(samples), **{group.name: group for group in samples}}
 
 
 def _fuses_semantics(roi_head: nn.Module) -> bool:
@@ -155,7 +155,7 @@ def _fuses_context(roi_head: nn.Module) -> bool:
     return getattr(roi_head, 'glbctx_head', None) is not None
 
 
-def _join(samples: Sequence[ClassifierSamples]) -> ClassifierSamples:
+def _concatenate(samples: Sequence[ClassifierSamples]) -> ClassifierSamples:
     columns = ('logits', 'labels', 'weights', 'locations')
     return ClassifierSamples(
         **{name: torch.cat([getattr(group, name) for group in samples]) for name in columns},

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
-from calkd_det.taps.dense_sets import NUM_DRAWN, NUM_HARDEST, share_of_background
+from calkd_det.taps.dense_samples import NUM_DRAWN, NUM_HARDEST, share_of_background
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
@@ -63,17 +63,17 @@ class DenseHeadTap(Tap):
         DDODHead: Branch('cls_convs', 'atss_cls'),
         FoveaHead: Branch('cls_convs', 'conv_cls'),
     }
-    asked = 'the class'
-    sets: ClassVar[dict[str, str]] = {
+    question = 'the class'
+    set_descriptions: ClassVar[dict[str, str]] = {
         'distillation': (
             "What the head's loss sees of every location: all of the foreground, of the background "
             f'of each image the {NUM_HARDEST} samples with the highest scores, and {NUM_DRAWN} '
-            'drawn from the rest, which count for all of it'
+            'drawn from the rest, each weighted to represent the rest'
         )
     }
 
     @property
-    def heads(self) -> str:
+    def head_names(self) -> str:
         return f'a {", ".join(cls.__name__ for cls in self.branches)} with a sigmoid classifier'
 
     def supports(self, detector: nn.Module) -> bool:
@@ -98,7 +98,7 @@ class DenseHeadTap(Tap):
         priors = head.prior_generator
         strides = ', '.join(_size(*stride) for stride in priors.strides)
         if not self.branches[type(head)].by_anchor and priors.num_base_priors[0] == 1:
-            return f'{self.asked} of each location of strides {strides}'
+            return f'{self.question} of each location of strides {strides}'
         boxes = ', '.join(
             _size(round(float(x2 - x1), 1), round(float(y2 - y1), 1))
             for x1, y1, x2, y2 in priors.base_anchors[0]
@@ -111,19 +111,19 @@ class DenseHeadTap(Tap):
         by_level = '' if max(scales) - min(scales) < 0.01 else f', first of a level {scales}'
         offset = f', offset {priors.center_offset}' if priors.center_offset else ''
         return (
-            f'{self.asked} of anchor boxes at strides {strides} (pixels at stride '
+            f'{self.question} of anchor boxes at strides {strides} (pixels at stride '
             f'{_size(*priors.strides[0])}: {boxes}{by_level}{offset})'
         )
 
     @contextmanager
     def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
         head = detector.bbox_head
-        record = _Record()
+        record = DenseRecord()
         samples: list[ClassifierSamples] = []
         with ExitStack() as hooks:
             for handle in (
-                head.register_forward_hook(record.see_maps),
-                head.loss_cls.register_forward_pre_hook(record.see_targets, with_kwargs=True),
+                head.register_forward_hook(record.on_maps),
+                head.loss_cls.register_forward_pre_hook(record.on_targets, with_kwargs=True),
             ):
                 hooks.callback(handle.remove)
             yield samples
@@ -159,7 +159,7 @@ class DenseHeadTap(Tap):
         """See :meth:`Tap.sample_sets`.
 
         ``distillation``: all of the foreground and a weighted share of the background, see
-        :func:`~calkd_det.taps.dense_sets.share_of_background`; the columns of ``locations`` are
+        :func:`~calkd_det.taps.dense_samples.share_of_background`; the columns of ``locations`` are
         the image and the number of the sample within it. The scores after NMS are no set: with
         centerness, quality or objectness in them they are not those of the classifier.
         """
@@ -175,17 +175,17 @@ def rows(maps: Tensor, num_classes: int) -> Tensor:
 
 
 @dataclass
-class _Record:
+class DenseRecord:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
 
-    def see_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
+    def on_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
         self.sizes = [tuple(maps.shape[-2:]) for maps in output[0]]
         self.logits, self.labels, self.weights = [], [], []
 
-    def see_targets(self, loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def on_targets(self, loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         logits, target = args[:2]
         # With the quality of its box where the score is to tell of it.
         labels = target[0] if isinstance(target, tuple) else target
@@ -229,13 +229,13 @@ def _unshare(convs: nn.Module) -> None:
 
     RTMDet's levels share convolutions, but not the BatchNorm after them.
     """
-    seen: set[nn.Module] = set()
+    used: set[nn.Module] = set()
     for module in convs.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d):
-                if child in seen:
+                if child in used:
                     setattr(module, name, copy.deepcopy(child))
-                seen.add(child)
+                used.add(child)
 
 
 def _size(first: float, second: float) -> str:

@@ -29,7 +29,7 @@ from calkd_det.taps.box_head import (
     roi_features,
     watch_box_head,
 )
-from calkd_det.taps.roi_sets import classify_detections, classify_proposals, watch_sampler
+from calkd_det.taps.roi_samples import classify_detections, classify_proposals, watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 ROI_HEADS = (
@@ -50,8 +50,8 @@ class RoIHeadTap(Tap):
     labels and weights.
     """
 
-    heads = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with a plain softmax classifier'
-    sets: ClassVar[Mapping[str, str]] = {
+    head_names = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with a plain softmax classifier'
+    set_descriptions: ClassVar[Mapping[str, str]] = {
         'distillation': (
             'The RoIs that distillation sees: proposals and ground truth, sampled as in training'
         ),
@@ -113,12 +113,17 @@ class RoIHeadTap(Tap):
         settings, with all logits of the RoI that each came from, labelled by the same assigner;
         not for a Grid R-CNN, whose boxes are none of the box head's.
         """
-        with watch_sampler(detector.roi_head, seeds) as seen, self.record(detector) as samples:
+        with (
+            watch_sampler(detector.roi_head, seeds) as images_given,
+            self.record(detector) as samples,
+        ):
             detector.loss(images, data_samples)
-        sets: ClassVar[Mapping[str, str]] = {
+        groups = {
             'distillation': samples[0],
-            'proposals': classify_proposals(detector, seen, ACTIVATION),
+            'proposals': classify_proposals(detector, images_given, ACTIVATION),
         }
         if not isinstance(detector.roi_head, GridRoIHead):
-            sets['detections'] = classify_detections(detector, seen, data_samples, ACTIVATION)
-        return sets
+            groups['detections'] = classify_detections(
+                detector, images_given, data_samples, ACTIVATION
+            )
+        return groups

@@ -29,7 +29,7 @@ class YOLOXHeadTap(DenseHeadTap):
     branches: ClassVar[dict[type[nn.Module], Branch]] = {
         YOLOXHead: Branch('multi_level_cls_convs', 'multi_level_conv_cls')
     }
-    asked = 'the class, given an object,'
+    question = 'the class, given an object,'
 
     @contextmanager
     def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
@@ -38,11 +38,11 @@ class YOLOXHeadTap(DenseHeadTap):
         labels: list[Tensor] = []
         get_targets, assigner = head._get_targets_single, head.assigner
 
-        def see_maps(module: nn.Module, args: tuple, output: tuple) -> None:
+        def on_maps(module: nn.Module, args: tuple, output: tuple) -> None:
             maps[:] = output[0]
             labels.clear()
 
-        def see_image(priors: Tensor, *args: Any, **kwargs: Any) -> tuple:
+        def on_image(priors: Tensor, *args: Any, **kwargs: Any) -> tuple:
             # The assigner is not asked about an image without objects.
             labels.append(priors.new_full((len(priors),), head.num_classes, dtype=torch.long))
             return get_targets(priors, *args, **kwargs)
@@ -54,8 +54,8 @@ class YOLOXHeadTap(DenseHeadTap):
                 labels[-1] = torch.where(assigned, result.labels, labels[-1])
                 return result
 
-        handle = head.register_forward_hook(see_maps)
-        head._get_targets_single, head.assigner = see_image, Watch()
+        handle = head.register_forward_hook(on_maps)
+        head._get_targets_single, head.assigner = on_image, Watch()
         samples: list[ClassifierSamples] = []
         try:
             yield samples

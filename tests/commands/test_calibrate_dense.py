@@ -35,7 +35,7 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.chdir(tmp_path)
     # Few enough locations that the background has a rest to draw from.
     for name in ('NUM_HARDEST', 'NUM_DRAWN'):
-        monkeypatch.setattr(f'calkd_det.taps.dense_sets.{name}', 40)
+        monkeypatch.setattr(f'calkd_det.taps.dense_samples.{name}', 40)
     write_mini_dataset(
         'data/mini', num_images=dict(train=8, calibration=6, val=8), image_size=96, seed=2
     )

@@ -450,7 +450,7 @@ def test_settings_that_cannot_be_read(name: str, head: dict[str, Any], reason: s
 def small_share(monkeypatch: pytest.MonkeyPatch) -> int:
     """So few that there is a rest to draw from."""
     for name in ('NUM_HARDEST', 'NUM_DRAWN'):
-        monkeypatch.setattr(f'calkd_det.taps.dense_sets.{name}', 20)
+        monkeypatch.setattr(f'calkd_det.taps.dense_samples.{name}', 20)
     return 20
 
 

@@ -73,7 +73,7 @@ def test_sample_sets_need_boxes_alone_and_leave_the_head_as_it_was(case: Case) -
     images, data_samples = data['inputs'] / data['inputs'].std(), data['data_samples']
     sets = tap.sample_sets(detector, images, data_samples, [7, 8])
     assert state(detector) == before
-    assert set(sets) <= set(tap.sets)
+    assert set(sets) <= set(tap.set_descriptions)
     names = tap.classifiers(detector)
     if names == ('',):
         boxes = {'proposals', 'detections'} - ({'detections'} if case.name == 'Grid' else set())

@@ -1,4 +1,4 @@
-"""Sets of boxes, beside the sampled RoIs, that a two-stage detector's classifier can be asked."""
+"""Samples of a two-stage detector beside those of its loss: all proposals, the detections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class SampledImage:
     """What a RoI head's sampler was given for one image.
 
     Attributes:
@@ -39,8 +39,8 @@ class SeenImage:
 
 
 @contextmanager
-def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[SeenImage]]:
-    """Seeds a RoI head's samplers anew for each image, and notes what the first is given.
+def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[SampledImage]]:
+    """Seed a RoI head's samplers anew for each image, and record what the first is given.
 
     Branches without a part in classification are set aside meanwhile, as their losses would need
     masks or a segmentation, and so is what a head learns of the samples that it sees. Head and
@@ -54,13 +54,13 @@ def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[Se
         A context manager; its list gets one entry for each image.
     """
     sampler = roi_head.bbox_sampler
-    watchers = [
-        _WatchedSampler(each, seeds)
+    samplers = [
+        _RecordingSampler(each, seeds)
         for each in (sampler if isinstance(sampler, list) else [sampler])
     ]
     with ExitStack() as stack:
         for name, value in {
-            'bbox_sampler': watchers if isinstance(sampler, list) else watchers[0],
+            'bbox_sampler': samplers if isinstance(sampler, list) else samplers[0],
             'mask_head': None,
             'interleaved': False,  # HTC refines the boxes of the next stage for its masks
             'iou_history': [],  # Dynamic R-CNN's statistics of the samples that it was given
@@ -78,7 +78,7 @@ def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[Se
         if isinstance(roi_head, SCNetRoIHead):  # it asks for its mask loss in any case
             roi_head.mask_loss = lambda *args, **kwargs: {'loss_mask': {'loss_mask': 0}}
             stack.callback(delattr, roi_head, 'mask_loss')
-        yield watchers[0].seen
+        yield samplers[0].images
 
 
 @contextmanager
@@ -106,31 +106,34 @@ class _FeaturesOnly(nn.Module):
 
 
 def classify_proposals(
-    detector: nn.Module, seen: Sequence[SeenImage], activation: Activation
+    detector: nn.Module, images: Sequence[SampledImage], activation: Activation
 ) -> ClassifierSamples:
     """Samples of every proposal that the assigner does not ignore."""
     parts = []
-    for image in seen:
+    for image in images:
         keep = image.assigned >= 0
         rois = bbox2roi([image.proposals[keep]])
         logits = detector.roi_head._bbox_forward(image.feats, rois)['cls_score']
         labels = _with_background(detector, image.assigned[keep], image.labels[keep])
         parts.append((logits, labels, rois))
-    return _join(parts, activation)
+    return _concatenate(parts, activation)
 
 
 def classify_detections(
-    detector: nn.Module, seen: Sequence[SeenImage], data_samples: SampleList, activation: Activation
+    detector: nn.Module,
+    images: Sequence[SampledImage],
+    data_samples: SampleList,
+    activation: Activation,
 ) -> ClassifierSamples:
     """Samples of the RoIs behind the boxes that are left after NMS with the test settings.
 
     A box that a RoI became by regression decides the label. A RoI whose boxes are kept for two
     classes is there twice.
     """
-    return _join(
+    return _concatenate(
         [
             _detect(detector, image.feats, data_sample)
-            for image, data_sample in zip(seen, data_samples)
+            for image, data_sample in zip(images, data_samples)
         ],
         activation,
     )
@@ -165,7 +168,7 @@ def _with_background(detector: nn.Module, assigned: Tensor, labels: Tensor) -> T
     return torch.where(assigned > 0, labels, detector.roi_head.bbox_head.num_classes)
 
 
-def _join(
+def _concatenate(
     parts: Sequence[tuple[Tensor, Tensor, Tensor]], activation: Activation
 ) -> ClassifierSamples:
     for index, (_, _, rois) in enumerate(parts):
@@ -180,11 +183,11 @@ def _join(
     )
 
 
-class _WatchedSampler:
+class _RecordingSampler:
     def __init__(self, sampler: BaseSampler, seeds: Sequence[int]) -> None:
         self.sampler = sampler
         self.seeds = seeds
-        self.seen: list[SeenImage] = []
+        self.images: list[SampledImage] = []
 
     def sample(
         self,
@@ -193,11 +196,11 @@ class _WatchedSampler:
         gt_instances: InstanceData,
         feats: Sequence[Tensor],
     ) -> SamplingResult:
-        seed = self.seeds[len(self.seen)]
-        image = SeenImage(
+        seed = self.seeds[len(self.images)]
+        image = SampledImage(
             pred_instances.priors, assign_result.gt_inds, assign_result.labels, tuple(feats)
         )
-        self.seen.append(image)
+        self.images.append(image)
         torch.manual_seed(seed)
         return self.sampler.sample(assign_result, pred_instances, gt_instances, feats=feats)
 

@@ -1,4 +1,4 @@
-"""A share of a dense head's samples that stands for all of them."""
+"""A share of a dense head's samples that represents all of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ NUM_HARDEST = NUM_DRAWN = 512
 def share_of_background(
     samples: ClassifierSamples, anchors: int, seeds: Sequence[int]
 ) -> ClassifierSamples:
-    """Keeps all of the foreground, and about a thousand background samples an image.
+    """Keep all of the foreground, and about a thousand background samples an image.
 
     COCO's 5,000 validation images have 200,000 anchors with 80 logits each: 320 GB in float32.
     Nearly all of it is background that every class denies, and what its likelihood depends on is
     the little that one class does not. So of each image the :data:`NUM_HARDEST` background
     samples with the highest scores are kept with their own weight, and :data:`NUM_DRAWN` of the
     rest are drawn at random without replacement; the weight of each is multiplied by the size
-    of the rest over the number drawn. Every weighted sum over all samples, the likelihood among
-    them, has as its expectation that over all. Samples of zero weight are left out.
+    of the rest over the number drawn. A weighted sum over the kept samples, such
+    as the likelihood, is an unbiased estimate of the sum over all samples. Samples of zero weight
+    are left out.
 
     Args:
         samples: What a dense head's :meth:`record` gives, with the sizes of its maps.
@@ -37,13 +38,13 @@ def share_of_background(
         the logits, are the index of the image and the number of the sample within the image.
     """
     counts = [height * width * anchors for height, width in samples.locations.tolist()]
-    # By level, then image; to be had by image, then level.
+    # Reorder from (level, image) to (image, level).
     levels = torch.arange(len(samples)).split([count * len(seeds) for count in counts])
     parts = []
     for image, seed in enumerate(seeds):
         own = [level[image * n : (image + 1) * n] for level, n in zip(levels, counts)]
         index = torch.cat(own).to(samples.labels.device)
-        kept, factor = _keep(samples, index, seed)
+        kept, factor = _select_samples(samples, index, seed)
         parts.append((index[kept], torch.full_like(kept, image), kept, factor))
     index, images, numbers, factors = (torch.cat(values) for values in zip(*parts))
     return replace(
@@ -55,8 +56,8 @@ def share_of_background(
     )
 
 
-def _keep(samples: ClassifierSamples, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Which of an image's samples are kept, and the factor on the weight of each."""
+def _select_samples(samples: ClassifierSamples, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Select an image's samples, and the factor on the weight of each."""
     logits, counted = samples.logits[index], samples.weights[index] > 0
     is_object = samples.labels[index] < logits.shape[1]
     foreground = (counted & is_object).nonzero().squeeze(1)
