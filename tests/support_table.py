@@ -23,7 +23,7 @@ PAGE = ROOT / 'docs' / 'detectors.md'
 
 
 def support_table(cases: list[Case], losses: dict[str, type[nn.Module]]) -> str:
-    """One line a case: both detectors, what is sampled, the losses that were tried on it."""
+    """One line a case: both detectors, what is classified, the losses that were tried on it."""
     lines = [
         "| case | `model.type` | student's head | teacher's head | samples | losses |",
         '|---|---|---|---|---|---|',
@@ -36,7 +36,7 @@ def support_table(cases: list[Case], losses: dict[str, type[nn.Module]]) -> str:
         ]
         lines.append(
             f'| {case.name} | `{case.detector}` | {_head(student)} | {_head(teacher)} '
-            f'| {_samples(tap.sampled(student))} | {", ".join(fitting)} |'
+            f'| {_samples(str(tap.geometry(student)))} | {", ".join(fitting)} |'
         )
     return '\n'.join(lines)
 

@@ -8,6 +8,7 @@ from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
 from calkd_det.taps.cascade_roi_head import CascadeRoIHeadTap
 from calkd_det.taps.dense_head import DenseHeadTap
+from calkd_det.taps.geometry import Geometry, check_geometry
 from calkd_det.taps.refused import reason_against
 from calkd_det.taps.roi_head import RoIHeadTap
 from calkd_det.taps.samples import Activation, ClassifierSamples
@@ -46,8 +47,10 @@ __all__ = [
     'CascadeRoIHeadTap',
     'ClassifierSamples',
     'DenseHeadTap',
+    'Geometry',
     'RoIHeadTap',
     'Tap',
     'YOLOXHeadTap',
+    'check_geometry',
     'find_tap',
 ]

@@ -9,10 +9,8 @@ from contextlib import AbstractContextManager
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from calkd_det.taps.geometry import Geometry
 from calkd_det.taps.samples import Activation, ClassifierSamples
-
-# What Tap.sampled says of every head that classifies RoIs.
-ROIS = 'RoIs'
 
 
 class Tap(ABC):
@@ -43,11 +41,8 @@ class Tap(ABC):
         return ('',)
 
     @abstractmethod
-    def sampled(self, detector: nn.Module) -> str:
-        """What the classifiers are asked about, in words for the user.
-
-        Two detectors can be asked each other's samples if, and only if, the words are equal.
-        """
+    def geometry(self, detector: nn.Module) -> Geometry:
+        """Return what the detector's classifiers classify."""
 
     @abstractmethod
     def record(self, detector: nn.Module) -> AbstractContextManager[list[ClassifierSamples]]:

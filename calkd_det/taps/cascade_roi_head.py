@@ -13,7 +13,7 @@ from mmdet.structures import SampleList
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
-from calkd_det.taps.base import ROIS, Tap
+from calkd_det.taps.base import Tap
 from calkd_det.taps.box_head import (
     ACTIVATION,
     class_logits,
@@ -23,6 +23,7 @@ from calkd_det.taps.box_head import (
     roi_features,
     watch_box_head,
 )
+from calkd_det.taps.geometry import ROIS, Geometry
 from calkd_det.taps.roi_samples import watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
@@ -64,7 +65,7 @@ class CascadeRoIHeadTap(Tap):
     def classifiers(self, detector: nn.Module) -> tuple[str, ...]:
         return tuple(f's{stage}' for stage in range(detector.roi_head.num_stages))
 
-    def sampled(self, detector: nn.Module) -> str:
+    def geometry(self, detector: nn.Module) -> Geometry:
         return ROIS
 
     @contextmanager

@@ -19,12 +19,14 @@ from mmdet.models.dense_heads import (
     RTMDetHead,
     RTMDetSepBNHead,
 )
+from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
 from calkd_det.taps.dense_samples import NUM_DRAWN, NUM_HARDEST, share_of_background
+from calkd_det.taps.geometry import Geometry, format_size
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
@@ -93,27 +95,21 @@ class DenseHeadTap(Tap):
     def activation(self, detector: nn.Module) -> Activation:
         return 'sigmoid'
 
-    def sampled(self, detector: nn.Module) -> str:
+    def geometry(self, detector: nn.Module) -> Geometry:
         head = detector.bbox_head
-        priors = head.prior_generator
-        strides = ', '.join(_size(*stride) for stride in priors.strides)
-        if not self.branches[type(head)].by_anchor and priors.num_base_priors[0] == 1:
-            return f'{self.question} of each location of strides {strides}'
-        boxes = ', '.join(
-            _size(round(float(x2 - x1), 1), round(float(y2 - y1), 1))
-            for x1, y1, x2, y2 in priors.base_anchors[0]
+        # SABL classifies squares, and labels them by the anchors around.
+        priors = getattr(head, 'square_anchor_generator', None) or head.prior_generator
+        strides = tuple((float(width), float(height)) for width, height in priors.strides)
+        if isinstance(priors, MlvlPointGenerator):
+            points = tuple((priors.offset * w, priors.offset * h) for w, h in strides)
+            return Geometry('locations', self.question, strides, points)
+        anchors = tuple(
+            tuple(tuple(box) for box in level.double().tolist()) for level in priors.base_anchors
         )
-        # Anchors that grow with the stride are said once.
-        scales = [
-            float(anchors[0, 2] - anchors[0, 0]) / stride[0]
-            for anchors, stride in zip(priors.base_anchors, priors.strides)
-        ]
-        by_level = '' if max(scales) - min(scales) < 0.01 else f', first of a level {scales}'
-        offset = f', offset {priors.center_offset}' if priors.center_offset else ''
-        return (
-            f'{self.question} of anchor boxes at strides {strides} (pixels at stride '
-            f'{_size(*priors.strides[0])}: {boxes}{by_level}{offset})'
-        )
+        if self.branches[type(head)].by_anchor or priors.num_base_priors[0] > 1:
+            return Geometry('anchors', self.question, strides, anchors=anchors)
+        points = tuple(((x1 + x2) / 2, (y1 + y2) / 2) for ((x1, y1, x2, y2),) in anchors)
+        return Geometry('locations', self.question, strides, points)
 
     @contextmanager
     def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
@@ -217,9 +213,9 @@ def _crop(maps: Tensor, size: Sequence[int]) -> Tensor:
     height, width = size
     if maps.shape[-2] < height or maps.shape[-1] < width:
         raise ConfigError(
-            f'model.teacher.config: its feature maps, {_size(*maps.shape[-2:])}, are smaller than '
-            f"the student's, {_size(height, width)}, on the same images: backbone and neck must "
-            'round sizes alike'
+            f'model.teacher.config: its feature maps, {format_size(*maps.shape[-2:])}, are smaller '
+            f"than the student's, {format_size(height, width)}, on the same images: backbone and "
+            'neck must round sizes alike'
         )
     return maps[..., :height, :width]
 
@@ -236,7 +232,3 @@ def _unshare(convs: nn.Module) -> None:
                 if child in used:
                     setattr(module, name, copy.deepcopy(child))
                 used.add(child)
-
-
-def _size(first: float, second: float) -> str:
-    return f'{first:g}' if first == second else f'{first:g}x{second:g}'

@@ -19,7 +19,7 @@ from mmdet.models.roi_heads import (
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from calkd_det.taps.base import ROIS, Tap
+from calkd_det.taps.base import Tap
 from calkd_det.taps.box_head import (
     ACTIVATION,
     class_logits,
@@ -29,6 +29,7 @@ from calkd_det.taps.box_head import (
     roi_features,
     watch_box_head,
 )
+from calkd_det.taps.geometry import ROIS, Geometry
 from calkd_det.taps.roi_samples import classify_detections, classify_proposals, watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
@@ -76,7 +77,7 @@ class RoIHeadTap(Tap):
     def activation(self, detector: nn.Module) -> Activation:
         return ACTIVATION
 
-    def sampled(self, detector: nn.Module) -> str:
+    def geometry(self, detector: nn.Module) -> Geometry:
         return ROIS
 
     @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from calkd_det.calibration import Calibrator
 from calkd_det.config import build_from_config, check_keys
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
-from calkd_det.taps import ClassifierSamples, Tap, find_tap
+from calkd_det.taps import ClassifierSamples, Tap, check_geometry, find_tap
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import match_classes
 from calkd_det.teachers.folding import fold_batchnorm
@@ -245,12 +245,7 @@ class FrozenTeacher:
                 f'{CONFIG_KEY}: the teacher classifies by {tap.activation(detector)}, the '
                 f'student by {student_tap.activation(student)}: their logits cannot be compared'
             )
-        sampled = student_tap.sampled(student), tap.sampled(detector)
-        if sampled[0] != sampled[1]:
-            raise ConfigError(
-                f'{CONFIG_KEY}: the student classifies {sampled[0]}, the teacher {sampled[1]}: it '
-                "cannot be asked about the student's samples"
-            )
+        check_geometry(student_tap.geometry(student), tap.geometry(detector), CONFIG_KEY)
         classifiers = match_stages(
             self.stages, student_tap.classifiers(student), tap.classifiers(detector)
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from calkd_det.calibration.scores import negative_log_likelihood
 from calkd_det.errors import ConfigError
-from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.taps import ClassifierSamples, Geometry, find_tap
 from calkd_det.taps.refused import REFUSED
 from calkd_det.teachers.folding import fold_batchnorm
 
@@ -349,19 +349,60 @@ def test_maps_that_are_too_small_are_a_sentence() -> None:
 # Who can ask whom
 
 
-def sampled(name: str, **head: Any) -> str:
-    detector = helpers.build(dense_cases.detector_config(name, **head))
-    return find_tap(detector, 'model').sampled(detector)
+@pytest.fixture
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr('calkd_det.taps.geometry.print_log', lambda line, **_: lines.append(line))
+    return lines
 
 
-def test_what_is_asked_in_words() -> None:
-    one = 'the class of each location of strides 8, 16, 32, 64, 128'
-    assert {sampled(name) for name in ('FCOS', 'ATSS', 'GFL')} == {one}
-    assert sampled('RTMDet') == 'the class of each location of strides 8, 16, 32'
-    assert sampled('YOLOX') == ('the class, given an object, of each location of strides 8, 16, 32')
-    assert sampled('RetinaNet').startswith(
-        'the class of anchor boxes at strides 8, 16, 32, 64, 128 (pixels at stride 8: 45.3x22.6, '
-    )
+POINTS = dict(FCOS=0.5, FoveaHead=0.5, ATSS=0.0, GFL=0.0, DDODHead=0.0)
+
+
+def geometry(name: str, **head: Any) -> Geometry:
+    cfg = kin(name) if name in KIN else dense_cases.detector_config(name, **head)
+    detector = helpers.build(cfg)
+    return find_tap(detector, 'model').geometry(detector)
+
+
+STRIDES = 'the class of each location of strides 8, 16, 32, 64, 128'
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('FCOS', f'{STRIDES}, at the centre of the cell'),
+        ('FoveaHead', f'{STRIDES}, at the centre of the cell'),
+        ('ATSS', f'{STRIDES}, at the corner of the cell'),
+        ('GFL', f'{STRIDES}, at the corner of the cell'),
+        ('DDODHead', f'{STRIDES}, at the corner of the cell'),
+        (
+            'RTMDet',
+            'the class of each location of strides 8, 16, 32, at the corner of the cell',
+        ),
+        (
+            'YOLOX',
+            'the class, given an object, of each location of strides 8, 16, 32, at the corner of '
+            'the cell',
+        ),
+        (
+            'RetinaNet',
+            'the class of anchor boxes at strides 8, 16, 32, 64, 128 (pixels at stride 8: '
+            '45.3x22.6, 57x28.5, 71.8x35.9, 32, 40.3, 50.8, 22.6x45.3, 28.5x57, 35.9x71.8)',
+        ),
+    ],
+)
+def test_what_is_classified_in_words(name: str, words: str) -> None:
+    assert str(geometry(name)) == words
+
+
+def test_points_beside_the_cells_corner_in_words() -> None:
+    quarter = Geometry('locations', strides=((8.0, 8.0),), points=((2.0, 2.0),))
+    assert str(quarter).endswith('0.25 strides from the corner of the cell')
+    oblong = Geometry('locations', strides=((8.0, 4.0),), points=((4.0, 1.0),))
+    assert str(oblong).endswith('strides 8x4, 0.5x0.25 strides from the corner of the cell')
+    both = Geometry('locations', strides=((8.0,) * 2, (16.0,) * 2), points=((4.0,) * 2, (0.0,) * 2))
+    assert str(both).endswith('the first of each at (4, 4), (0, 0) pixels')
 
 
 def anchors(**changes: Any) -> dict[str, Any]:
@@ -388,9 +429,58 @@ def anchors(**changes: Any) -> dict[str, Any]:
         dict(ratios=[1.0], scales_per_octave=1),
     ],
 )
-def test_other_anchors_are_other_words(changes: dict[str, Any]) -> None:
-    assert sampled('RetinaNet', **anchors()) == sampled('RetinaNet')
-    assert sampled('RetinaNet', **anchors(**changes)) != sampled('RetinaNet')
+def test_other_anchors_cannot_answer(changes: dict[str, Any]) -> None:
+    own = geometry('RetinaNet')
+    assert geometry('RetinaNet', **anchors()).can_answer(own)
+    other = geometry('RetinaNet', **anchors(**changes))
+    assert not other.can_answer(own)
+    assert not own.can_answer(other)
+
+
+def test_anchors_are_compared_with_a_tolerance() -> None:
+    own = geometry('RetinaNet')
+    for scale, expected in ((4 + 1e-6, True), (4.1, False)):
+        assert geometry('RetinaNet', **anchors(octave_base_scale=scale)).can_answer(own) is expected
+
+
+@pytest.mark.parametrize(('first', 'second'), itertools.combinations(POINTS, 2))
+def test_points_decide_who_is_warned_of(first: str, second: str) -> None:
+    """Heads of the same strides can answer each other; only points that differ are told."""
+    ours, theirs = geometry(first), geometry(second)
+    assert ours.can_answer(theirs)
+    assert theirs.can_answer(ours)
+    assert ours.has_points_of(theirs) == (POINTS[first] == POINTS[second])
+
+
+@pytest.mark.parametrize(('student', 'teacher'), [('GFL', 'FCOS'), ('FCOS', 'ATSS')])
+def test_a_teacher_whose_points_are_elsewhere_is_warned_of_once(
+    student: str, teacher: str, tmp_path: Path, log_lines: list[str]
+) -> None:
+    distilled(student, teacher, {}, tmp_path).init_weights()
+    (warning,) = [line for line in log_lines if 'beside the student' in line]
+    assert warning.startswith(f'model.teacher.config: the student classifies {geometry(student)}')
+    assert f'the teacher {geometry(teacher)}.' in warning
+
+
+@pytest.mark.parametrize(('student', 'teacher'), [('GFL', 'ATSS'), ('FCOS', 'FCOS')])
+def test_a_teacher_of_the_same_points_is_not_warned_of(
+    student: str, teacher: str, tmp_path: Path, log_lines: list[str]
+) -> None:
+    distilled(student, teacher, {}, tmp_path).init_weights()
+    assert not [line for line in log_lines if 'beside the student' in line]
+
+
+def distilled(student: str, teacher: str, head: dict[str, Any], folder: Path) -> nn.Module:
+    """A student with a teacher whose head has further keys."""
+    teacher_cfg = dense_cases.detector_config(teacher, **head)
+    torch.save(dict(state_dict=helpers.build(teacher_cfg).state_dict()), folder / 'teacher.pth')
+    cfg = dense_cases.detector_config(student)
+    cfg.type = f'CalKD{cfg.type}'
+    cfg.teacher = dict(
+        config=dict(model=teacher_cfg.to_dict()), checkpoint=str(folder / 'teacher.pth')
+    )
+    cfg.distillation = dict(type='BinaryKDLoss')
+    return helpers.build(cfg)
 
 
 @pytest.mark.parametrize(
@@ -400,23 +490,15 @@ def test_other_anchors_are_other_words(changes: dict[str, Any]) -> None:
         ('ATSS', ('RetinaNet', {}), r'each location of strides 8.* the teacher .*anchor boxes'),
         ('RTMDet', ('YOLOX', {}), r'the class of each .* the class, given an object'),
         ('YOLOX', ('RTMDet', {}), r'the class, given an object, .* the class of each'),
-        ('RTMDet', ('ATSS', {}), r'strides 8, 16, 32, the teacher .* 8, 16, 32, 64, 128'),
+        ('RTMDet', ('ATSS', {}), r'strides 8, 16, 32, at .* the teacher .* 8, 16, 32, 64, 128'),
     ],
 )
 def test_a_teacher_that_cannot_be_asked_is_refused(
     student: str, teacher: tuple[str, dict], words: str, tmp_path: Path
 ) -> None:
-    name, head = teacher
-    teacher_cfg = dense_cases.detector_config(name, **head)
-    torch.save(dict(state_dict=helpers.build(teacher_cfg).state_dict()), tmp_path / 'teacher.pth')
-    cfg = dense_cases.detector_config(student)
-    cfg.type = f'CalKD{cfg.type}'
-    cfg.teacher = dict(
-        config=dict(model=teacher_cfg.to_dict()), checkpoint=str(tmp_path / 'teacher.pth')
-    )
-    cfg.distillation = dict(type='BinaryKDLoss')
+    detector = distilled(student, *teacher, tmp_path)
     with pytest.raises(ConfigError, match=f'model.teacher.config: the student classifies.*{words}'):
-        helpers.build(cfg).init_weights()
+        detector.init_weights()
 
 
 @pytest.mark.parametrize('name', REFUSED_CONFIGS)
