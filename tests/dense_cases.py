@@ -21,7 +21,14 @@ ZOO = {
     'GFL': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
     'RTMDet': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     'YOLOX': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    'RTMDet-Ins': 'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py',
+    'SABL RetinaNet': 'mmdet::sabl/sabl-retinanet_r50_fpn_1x_coco.py',
+    'RetinaNet, BatchNorm by level': 'mmdet::nas_fpn/retinanet_r50_fpn_crop640-50e_coco.py',
+    'DDOD': 'mmdet::ddod/ddod_r50_fpn_1x_coco.py',
+    'FoveaBox': 'mmdet::foveabox/fovea_r50_fpn_4xb4-1x_coco.py',
 }
+# Detectors without a distilled class of their own.
+TEACHERS_ONLY = ('DDOD', 'FoveaBox')
 
 
 def detector_config(name: str, width: int = 8, **head: Any) -> ConfigDict:
@@ -33,10 +40,16 @@ def detector_config(name: str, width: int = 8, **head: Any) -> ConfigDict:
         head: Further keys of the head; None removes one.
     """
     model = get_config(ZOO[name]).model
-    if name in ('RTMDet', 'YOLOX'):
+    if name in ('RTMDet', 'RTMDet-Ins', 'YOLOX'):
         _shrink_csp(model, width)
     else:
         _shrink_resnet(model, width)
+    # Sizes that are large or drawn by chance; tests of their own look at those.
+    model.data_preprocessor.batch_augments = None
+    if name == 'RTMDet-Ins':  # whose own pipeline gives images of one size
+        model.data_preprocessor.pad_mask = True
+    if name == 'DDOD':  # mmcv has no deformable convolution of maps of one cell
+        model.bbox_head.use_dcn = False
     model.bbox_head.num_classes = NUM_CLASSES
     for key, value in head.items():
         model.bbox_head[key] = value
@@ -52,7 +65,7 @@ def _shrink_resnet(model: ConfigDict, width: int) -> None:
     model.backbone.norm_cfg.requires_grad = True
     model.neck.update(in_channels=[width * 2**i for i in range(4)], out_channels=16)
     model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-    if model.type != 'RetinaNet':
+    if model.type not in ('RetinaNet', 'FOVEA'):
         model.bbox_head.norm_cfg = dict(type='GN', num_groups=4, requires_grad=True)
 
 
@@ -65,8 +78,6 @@ def _shrink_csp(model: ConfigDict, width: int) -> None:
     for part in (model.backbone, model.neck, model.bbox_head):
         if part.norm_cfg.type == 'SyncBN':
             part.norm_cfg.type = 'BN'
-    # Sizes that are drawn by chance; tests of their own look at those.
-    model.data_preprocessor.batch_augments = None
 
 
 def classifiers(detector: nn.Module) -> list[nn.Module]:
@@ -149,6 +160,12 @@ CASES: list[Case] = [
     _case('RTMDet'),
     # Objects enough for every level to have some.
     _case('YOLOX', batch_options=dict(num_boxes=8)),
+    _case('RTMDet-Ins', batch_options=dict(masks=True)),
+    _case('SABL RetinaNet'),
+    _case('RetinaNet, BatchNorm by level'),
     _case('ATSS', 'GFL'),
     _case('GFL', 'FCOS'),
+    _case('RTMDet', 'RTMDet-Ins'),
 ]
+# Heads that the taps are tried on, beside those of the detectors above.
+READ: list[Case] = [_case(name) for name in TEACHERS_ONLY]

@@ -24,7 +24,7 @@ _REGRESSION = ('fc_reg', 'reg_', 'upsample_', 'res_block', 'conv_branch', 'loss_
 
 
 class BoxHeadRecord:
-    """What a box head saw in a step: RoIs, class logits, labels and their weights.
+    """What a box head is given and computes in a step: RoIs, logits, labels, weights.
 
     Where the head runs several times (OHEM looks at every proposal before it samples), the last
     run is the one that makes the loss.
@@ -36,6 +36,7 @@ class BoxHeadRecord:
         self._logits: Tensor | None = None
         self._labels: Tensor | None = None
         self._weights: Tensor | None = None
+        self._avg_factor: float | None = None
 
     @property
     def ran(self) -> bool:
@@ -48,14 +49,15 @@ class BoxHeadRecord:
     def on_logits(self, module: nn.Module, args: tuple, output: tuple[Tensor, ...]) -> None:
         # A mask branch may share the extractor: its RoIs come after the box head's run.
         self._rois, self._logits = self._extracted, output[0]
-        self._labels = self._weights = None
+        self._labels = self._weights = self._avg_factor = None
 
     def on_targets(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         # PISA looks at its loss of the foreground before the one that counts, without weights.
         self._logits, self._labels, self._weights = (*args, None)[:3]
+        self._avg_factor = kwargs.get('avg_factor')
 
     def samples(self, name: str = '', factor: float = 1.0) -> ClassifierSamples:
-        """What was seen, under a classifier's name and with its factor.
+        """Return what was recorded, under a classifier's name and with its factor.
 
         Raises:
             RuntimeError: The head did not run.
@@ -74,6 +76,7 @@ class BoxHeadRecord:
             activation=ACTIVATION,
             name=name,
             factor=factor,
+            avg_factor=self._avg_factor,
         )
 
 

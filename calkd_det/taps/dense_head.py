@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from mmdet.models.dense_heads import (
     ATSSHead,
@@ -16,11 +17,17 @@ from mmdet.models.dense_heads import (
     FoveaHead,
     GFLHead,
     RetinaHead,
+    RetinaSepBNHead,
     RTMDetHead,
+    RTMDetInsHead,
+    RTMDetInsSepBNHead,
     RTMDetSepBNHead,
+    SABLRetinaHead,
 )
 from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.structures import SampleList
+from mmdet.structures.mask import BitmapMasks
+from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
@@ -35,14 +42,18 @@ class Branch:
     """The classification branch of a head.
 
     Attributes:
-        convs: Name of the convolutions before the classifier.
-        classifier: Name of the classifier; where it is a list, both are one for each level.
+        convs: Name of the convolutions before the classifier: a list, or a list of one for each
+            level.
+        classifier: Name of the classifier: a layer, or a list of one for each level.
         by_anchor: Whether a sample is the class of an anchor box, and not that of a location.
+        divides_by_metrics: Whether the head divides its loss by the sum of the metrics that its
+            assigner gives to the samples, after its ``loss_cls`` and not in it.
     """
 
     convs: str
     classifier: str
     by_anchor: bool = False
+    divides_by_metrics: bool = False
 
 
 class DenseHeadTap(Tap):
@@ -57,11 +68,15 @@ class DenseHeadTap(Tap):
 
     branches: ClassVar[dict[type[nn.Module], Branch]] = {
         RetinaHead: Branch('cls_convs', 'retina_cls', by_anchor=True),
+        RetinaSepBNHead: Branch('cls_convs', 'retina_cls', by_anchor=True),
+        SABLRetinaHead: Branch('cls_convs', 'retina_cls'),
         FCOSHead: Branch('cls_convs', 'conv_cls'),
         ATSSHead: Branch('cls_convs', 'atss_cls'),
         GFLHead: Branch('cls_convs', 'gfl_cls'),
-        RTMDetHead: Branch('cls_convs', 'rtm_cls'),
-        RTMDetSepBNHead: Branch('cls_convs', 'rtm_cls'),
+        RTMDetHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
+        RTMDetSepBNHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
+        RTMDetInsHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
+        RTMDetInsSepBNHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
         DDODHead: Branch('cls_convs', 'atss_cls'),
         FoveaHead: Branch('cls_convs', 'conv_cls'),
     }
@@ -97,8 +112,7 @@ class DenseHeadTap(Tap):
 
     def geometry(self, detector: nn.Module) -> Geometry:
         head = detector.bbox_head
-        # SABL classifies squares, and labels them by the anchors around.
-        priors = getattr(head, 'square_anchor_generator', None) or head.prior_generator
+        priors = _prior_generator(head)
         strides = tuple((float(width), float(height)) for width, height in priors.strides)
         if isinstance(priors, MlvlPointGenerator):
             points = tuple((priors.offset * w, priors.offset * h) for w, h in strides)
@@ -114,7 +128,7 @@ class DenseHeadTap(Tap):
     @contextmanager
     def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
         head = detector.bbox_head
-        record = DenseRecord()
+        record = DenseRecord(self.branches[type(head)].divides_by_metrics)
         samples: list[ClassifierSamples] = []
         with ExitStack() as hooks:
             for handle in (
@@ -139,12 +153,13 @@ class DenseHeadTap(Tap):
         head = detector.bbox_head
         branch = self.branches[type(head)]
         convs, classifier = getattr(head, branch.convs), getattr(head, branch.classifier)
+        convs_by_level = any(isinstance(part, (nn.ModuleList, nn.Sequential)) for part in convs)
+        classifier_by_level = isinstance(classifier, nn.ModuleList)
         logits = []
         for level, (x, size) in enumerate(zip(feats, samples.locations.tolist())):
-            by_level = isinstance(classifier, nn.ModuleList)
-            for conv in convs[level] if by_level else convs:
+            for conv in convs[level] if convs_by_level else convs:
                 x = conv(x)
-            x = (classifier[level] if by_level else classifier)(x)
+            x = (classifier[level] if classifier_by_level else classifier)(x)
             logits.append(rows(_crop(x, size), head.num_classes))
         return torch.cat(logits)
 
@@ -159,10 +174,38 @@ class DenseHeadTap(Tap):
         the image and the number of the sample within it. The scores after NMS are no set: with
         centerness, quality or objectness in them they are not those of the classifier.
         """
-        with self.record(detector) as samples:
+        head = detector.bbox_head
+        with ExitStack() as stack:
+            if isinstance(head, RTMDetInsHead):
+                data_samples = stack.enter_context(_without_mask_loss(head, data_samples))
+            samples = stack.enter_context(self.record(detector))
             detector.loss(images, data_samples)
-        anchors = detector.bbox_head.prior_generator.num_base_priors[0]
+        anchors = _prior_generator(head).num_base_priors[0]
         return {'distillation': share_of_background(samples[0], anchors, seeds)}
+
+
+def _prior_generator(head: nn.Module) -> nn.Module:
+    """Return what makes the boxes or points that a head classifies."""
+    # SABL classifies squares, and labels them by the anchors around.
+    return getattr(head, 'square_anchor_generator', None) or head.prior_generator
+
+
+@contextmanager
+def _without_mask_loss(head: nn.Module, data_samples: SampleList) -> Iterator[SampleList]:
+    """Set a head's loss of masks aside, so that annotations need not have any.
+
+    Returns:
+        A context manager; it gives a copy of the annotations with empty masks.
+    """
+    data_samples = [sample.clone() for sample in data_samples]
+    for sample in data_samples:
+        count = len(sample.gt_instances)
+        sample.gt_instances.masks = BitmapMasks(np.zeros((count, 1, 1), np.uint8), 1, 1)
+    head.loss_mask_by_feat = lambda mask_feats, *args: mask_feats.sum() * 0
+    try:
+        yield data_samples
+    finally:
+        del head.loss_mask_by_feat
 
 
 def rows(maps: Tensor, num_classes: int) -> Tensor:
@@ -172,25 +215,35 @@ def rows(maps: Tensor, num_classes: int) -> Tensor:
 
 @dataclass
 class DenseRecord:
+    """What a dense head and its ``loss_cls`` are given and compute in a step."""
+
+    divides_by_metrics: bool
     sizes: list[tuple[int, int]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
+    metrics: list[Tensor] = field(default_factory=list)
+    avg_factor: Tensor | float | None = None
 
     def on_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
         self.sizes = [tuple(maps.shape[-2:]) for maps in output[0]]
-        self.logits, self.labels, self.weights = [], [], []
+        self.logits, self.labels, self.weights, self.metrics = [], [], [], []
+        self.avg_factor = None
 
     def on_targets(self, loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         logits, target = args[:2]
         # With the quality of its box where the score is to tell of it.
-        labels = target[0] if isinstance(target, tuple) else target
+        labels, metrics = target if isinstance(target, tuple) else (target, None)
+        if self.divides_by_metrics:
+            self.metrics.append(metrics)
         weights = args[2] if len(args) > 2 else kwargs.get('weight')
         self.logits.append(logits)
         self.labels.append(labels)
         if weights is None:
             weights = labels.new_ones(len(labels), dtype=torch.float)
         self.weights.append(weights)
+        # A head that computes its loss by level gives the same number for each.
+        self.avg_factor = args[3] if len(args) > 3 else kwargs.get('avg_factor')
 
     def samples(self) -> ClassifierSamples:
         if not self.logits:
@@ -201,7 +254,11 @@ class DenseRecord:
             weights=join(self.weights),
             locations=torch.tensor(self.sizes),
             activation='sigmoid',
+            avg_factor=self._sum_of_metrics() if self.divides_by_metrics else self.avg_factor,
         )
+
+    def _sum_of_metrics(self) -> Tensor:
+        return reduce_mean(sum(metrics.sum() for metrics in self.metrics)).clamp(min=1)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:

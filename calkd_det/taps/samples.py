@@ -26,6 +26,10 @@ class ClassifierSamples:
         activation: How the head turns logits into scores.
         name: Which classifier of the detector, '' where there is but one.
         factor: The head's own factor on this classifier's loss; distillation takes it over.
+        avg_factor: What the head divides the sum of its classification loss by, a number or a
+            scalar tensor > 0: the number of foreground samples, of all samples, the sum of the
+            qualities, or what else the head takes. Where the head averages it over the processes
+            of a distributed training, so it is here. None where the head computes no such loss.
     """
 
     logits: Tensor
@@ -35,6 +39,7 @@ class ClassifierSamples:
     activation: Activation
     name: str = ''
     factor: float = 1.0
+    avg_factor: Tensor | float | None = None
 
     def __len__(self) -> int:
         return self.logits.shape[0]

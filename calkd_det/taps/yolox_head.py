@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from mmdet.models.dense_heads import YOLOXHead
+from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from calkd_det.taps.dense_head import Branch, DenseHeadTap, join, rows
@@ -79,4 +80,5 @@ def _samples(maps: list[Tensor], labels: list[Tensor], num_classes: int) -> Clas
         weights=(label < num_classes).float(),
         locations=torch.tensor(sizes),
         activation='sigmoid',
+        avg_factor=reduce_mean((label < num_classes).sum().float()).clamp(min=1),
     )
