@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
 from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
+from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
@@ -141,7 +142,7 @@ class DistillationMixin:
         return logs
 
     def _build_teacher(self) -> None:
-        self.teacher.build(self, self._class_names())
+        self.teacher.build(self, self._class_names(), training_dataset())
 
     def _check_resume(self) -> None:
         """Says in the log where a resumed run has another teacher than it had before."""

@@ -23,7 +23,8 @@ from calkd_det.taps import ClassifierSamples, Tap, check_geometry, find_tap
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import match_classes
 from calkd_det.teachers.folding import fold_batchnorm
-from calkd_det.teachers.input_map import match_inputs
+from calkd_det.teachers.input_map import check_channels, match_inputs
+from calkd_det.teachers.pipelines import warn_of_pipelines
 from calkd_det.teachers.sharing import digest, share_detector, tensor_bytes
 from calkd_det.teachers.source import (
     CHECKPOINT_KEY,
@@ -219,7 +220,12 @@ class FrozenTeacher:
         check_keys(cfg, 'model.teacher', known=known, required={'config'})
         return cls(**cfg)
 
-    def build(self, student: nn.Module, student_classes: Sequence[str] | None = None) -> None:
+    def build(
+        self,
+        student: nn.Module,
+        student_classes: Sequence[str] | None = None,
+        train_dataset: Any = None,
+    ) -> None:
         """Reads config and weights and makes the network fit the student.
 
         The state of torch's random number generator is kept, so that a distilled student gets
@@ -228,6 +234,7 @@ class FrozenTeacher:
         Args:
             student: The detector that will be distilled; it says where the network is to live.
             student_classes: Its class names, None if unknown.
+            train_dataset: The data set that it trains on, built or as a config; None if unknown.
 
         Raises:
             TeacherError: Config or checkpoint cannot be read or do not fit each other.
@@ -238,6 +245,7 @@ class FrozenTeacher:
         source = read_source(self.config, self.checkpoint)
         with torch.random.fork_rng(devices=[]):
             detector = build_detector(source)
+        check_channels(student, detector)
         tap = find_tap(detector, CONFIG_KEY)
         student_tap = find_tap(student, 'model')
         if tap.activation(detector) != student_tap.activation(student):
@@ -286,6 +294,7 @@ class FrozenTeacher:
             self.precision,
             classifiers,
         )
+        warn_of_pipelines(student, detector, train_dataset, source.dataset)
         self._log(source, student_classes, teacher_classes)
         if tap.activation(detector) == 'sigmoid' and probe.mean() < 1:
             print_log(

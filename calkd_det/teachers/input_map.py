@@ -1,4 +1,4 @@
-"""Turns a batch that was normalised for the student into one normalised for the teacher."""
+"""Map a batch that was normalised for the student to one normalised for the teacher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
+from calkd_det.teachers.channels import input_channels
+from calkd_det.teachers.source import CONFIG_KEY
 
 
 class InputMap(nn.Module):
-    """Undoes the student's channel order, mean and std, applies the teacher's, and pads.
+    """Undo the student's channel order, mean and std, apply the teacher's, and pad.
 
     Args:
         student: The student's data preprocessor.
@@ -23,38 +25,37 @@ class InputMap(nn.Module):
 
     def __init__(self, student: ImgDataPreprocessor, teacher: ImgDataPreprocessor) -> None:
         super().__init__()
-        mean_s, std_s = _mean_std(student)
-        mean_t, std_t = _mean_std(teacher)
+        (mean_s, std_s), (mean_t, std_t) = _mean_std(student), _mean_std(teacher)
         self.flip = student._channel_conversion != teacher._channel_conversion
         if self.flip:
-            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+            mean_s, std_s = _swap_red_and_blue(mean_s, 0), _swap_red_and_blue(std_s, 0)
         self.register_buffer('scale', std_s / std_t)
         self.register_buffer('shift', (mean_s - mean_t) / std_t)
         self.pad_value = float(teacher.pad_value)
         self.divisor = teacher.pad_size_divisor
         self.renormalise = bool(
             self.flip
-            or not torch.equal(mean_s, mean_t)
-            or not torch.equal(std_s, std_t)
+            or (mean_s != mean_t).any()
+            or (std_s != std_t).any()
             or student.pad_value != teacher.pad_value
         )
 
     def forward(self, images: Tensor, image_shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Maps a batch.
+        """Map a batch.
 
         Args:
-            images: Normalised for the student, shape (B, 3, H, W).
+            images: Normalised for the student, shape (B, C, H, W).
             image_shapes: Height and width in pixels of each image, without its padding.
 
         Returns:
-            Normalised for the teacher, shape (B, 3, H', W') with H' >= H, W' >= W. The very
+            Normalised for the teacher, shape (B, C, H', W') with H' >= H, W' >= W. The very
             same tensor where nothing differs.
         """
         height, width = images.shape[-2:]
         right = math.ceil(width / self.divisor) * self.divisor - width
         bottom = math.ceil(height / self.divisor) * self.divisor - height
         if self.renormalise:
-            images = images.flip(1) if self.flip else images
+            images = _swap_red_and_blue(images, 1) if self.flip else images
             images = images * self.scale + self.shift
             for image, (h, w) in zip(images, image_shapes):
                 image[:, h:, :] = self.pad_value
@@ -65,26 +66,56 @@ class InputMap(nn.Module):
 
 
 def match_inputs(student: nn.Module, teacher: nn.Module) -> InputMap:
-    """Builds the map between two data preprocessors.
+    """Build the map between two data preprocessors.
 
     Raises:
-        ConfigError: One of them does not normalise images as mmdet's do.
+        ConfigError: One of them does not normalise images as mmdet's do, or each has a mean of
+            its own number of channels.
     """
-    for preprocessor, key in (
-        (student, 'model.data_preprocessor'),
-        (teacher, 'data_preprocessor of model.teacher.config'),
-    ):
+    keys = 'model.data_preprocessor', 'data_preprocessor of model.teacher.config'
+    for preprocessor, key in zip((student, teacher), keys):
         if not isinstance(preprocessor, ImgDataPreprocessor):
             raise ConfigError(
                 f'{key} is a {type(preprocessor).__name__}: CalKD-Det compares the normalisation '
                 'of teacher and student, and must be told it by a DetDataPreprocessor'
             )
+    lengths = len(_mean_std(student)[0]), len(_mean_std(teacher)[0])
+    if 1 not in lengths and lengths[0] != lengths[1]:
+        raise ConfigError(
+            f'{keys[0]}.mean has {lengths[0]} channels, the mean of {keys[1]} has {lengths[1]}: '
+            "the teacher cannot be given the student's images"
+        )
     return InputMap(student, teacher)
 
 
+def check_channels(student: nn.Module, teacher: nn.Module) -> None:
+    """Check that two detectors take images of the same number of channels.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    channels = input_channels(student), input_channels(teacher)
+    if None not in channels and channels[0] != channels[1]:
+        raise ConfigError(
+            f'model.backbone takes images of {channels[0]} channels, the backbone of {CONFIG_KEY} '
+            f"images of {channels[1]}: the teacher cannot be given the student's images. Set "
+            'in_channels of model.backbone, or take a teacher that was trained on such images'
+        )
+
+
 def _mean_std(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
+    """Return mean and std, shape (C, 1, 1), or (1, 1, 1) where all channels have the same."""
     if not preprocessor._enable_normalize:
-        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    mean = preprocessor.mean.detach().float().cpu().expand(3, 1, 1)
-    std = preprocessor.std.detach().float().cpu().expand(3, 1, 1)
-    return mean, std
+        return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    return preprocessor.mean.detach().float().cpu(), preprocessor.std.detach().float().cpu()
+
+
+def _swap_red_and_blue(tensor: Tensor, dim: int) -> Tensor:
+    """Swap the first and the third channel. Images that are not of colour stay as they are."""
+    channels = tensor.shape[dim]
+    if channels < 3:
+        return tensor
+    swapped = tensor.narrow(dim, 0, 3).flip(dim)
+    return (
+        swapped if channels == 3 else torch.cat([swapped, tensor.narrow(dim, 3, channels - 3)], dim)
+    )

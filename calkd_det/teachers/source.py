@@ -24,11 +24,13 @@ class TeacherSource:
         model: The detector's config, ready for ``MODELS.build``.
         checkpoint: Path or URL of its weights.
         classes: The class names of the config's training data, None where it names no data.
+        dataset: The config of its training data set, None where it names none.
     """
 
     model: ConfigDict
     checkpoint: str
     classes: tuple[str, ...] | None
+    dataset: Mapping | None = None
 
 
 def check_source(config: Any, checkpoint: Any) -> None:
@@ -82,6 +84,7 @@ def read_source(config: str | Mapping, checkpoint: str | None) -> TeacherSource:
         model=model,
         checkpoint=checkpoint or cfg.model_path,
         classes=_config_classes(cfg),
+        dataset=_train_dataset(cfg),
     )
 
 
@@ -100,9 +103,13 @@ def _read_config(config: str | Mapping, *, zoo: bool) -> Config | ConfigDict:
         ) from error
 
 
-def _config_classes(cfg: Mapping) -> tuple[str, ...] | None:
+def _train_dataset(cfg: Mapping) -> Any:
     dataloader = cfg.get('train_dataloader')
-    dataset = dataloader.get('dataset') if isinstance(dataloader, Mapping) else None
+    return dataloader.get('dataset') if isinstance(dataloader, Mapping) else None
+
+
+def _config_classes(cfg: Mapping) -> tuple[str, ...] | None:
+    dataset = _train_dataset(cfg)
     try:
         return _dataset_classes(dataset)
     # AttributeError, TypeError, ... by which part of it is not what a data set's config is.
