@@ -15,6 +15,7 @@ from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
+from calkd_det.detectors.compiling import outside_compiler
 from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.errors import ConfigError, did_you_mean
@@ -96,7 +97,7 @@ class DistillationMixin:
         return self._distilled_loss(batch_inputs, batch_data_samples, **kwargs)
 
     # Dynamo does not see the tap's hooks: inside torch.compile the step runs as written.
-    @torch.compiler.disable
+    @outside_compiler
     def _distilled_loss(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any
     ) -> dict:
