@@ -22,7 +22,8 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from calkd_det.errors import TeacherError
+from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.teachers.class_names import meta_class_names
 from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY
 
 _SHOWN_KEYS = 4
@@ -146,10 +147,15 @@ def _stored_classes(content: Mapping) -> tuple[str, ...] | None:
     if not isinstance(meta, Mapping):
         return None
     dataset_meta = meta.get('dataset_meta')
+    if isinstance(dataset_meta, (list, tuple)):  # of a ConcatDataset
+        try:
+            return meta_class_names(dataset_meta)
+        except ConfigError:  # parts that differ tell nothing; the config may
+            return None
     dataset_meta = dataset_meta if isinstance(dataset_meta, Mapping) else {}
     lower = {str(key).lower(): value for key, value in {**meta, **dataset_meta}.items()}
     classes = lower.get('classes')
-    return tuple(classes) if isinstance(classes, (list, tuple)) else None
+    return meta_class_names(lower) if isinstance(classes, (list, tuple, str)) else None
 
 
 def _reshaped(wanted: Mapping[str, Tensor], stored: Mapping[str, Any]) -> list[str]:

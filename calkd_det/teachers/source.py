@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 
 from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.teachers.class_names import configured_class_names
 
 CONFIG_KEY = 'model.teacher.config'
 CHECKPOINT_KEY = 'model.teacher.checkpoint'
@@ -111,29 +112,10 @@ def _train_dataset(cfg: Mapping) -> Any:
 def _config_classes(cfg: Mapping) -> tuple[str, ...] | None:
     dataset = _train_dataset(cfg)
     try:
-        return _dataset_classes(dataset)
+        return configured_class_names(dataset)
     # AttributeError, TypeError, ... by which part of it is not what a data set's config is.
     except Exception as error:
         raise TeacherError(
             f'{CONFIG_KEY}: cannot read the class names of train_dataloader.dataset; give it '
             f'metainfo=dict(classes=(...)) ({type(error).__name__}: {error})'
         ) from error
-
-
-def _dataset_classes(dataset: Any) -> tuple[str, ...] | None:
-    """The class names of a dataset's config, through wrappers such as ``RepeatDataset``."""
-    from mmdet.registry import DATASETS
-
-    if not isinstance(dataset, Mapping):
-        return None
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None and 'dataset' in dataset:
-        return _dataset_classes(dataset['dataset'])
-    if classes is None and isinstance(dataset.get('datasets'), (list, tuple)):
-        return _dataset_classes(next(iter(dataset['datasets']), None))
-    if classes is None and isinstance(dataset.get('type'), str):
-        cls = DATASETS.get(dataset['type'])
-        classes = getattr(cls, 'METAINFO', {}).get('classes')
-    if isinstance(classes, str):  # mmdet takes the name of one class, too
-        classes = (classes,)
-    return tuple(classes) if classes is not None else None
