@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from calkd_det.errors import ConfigError
+from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import Activation
 
 
@@ -53,14 +54,43 @@ class ClassMap(nn.Module):
         return torch.cat([logits[:, self.columns], background], dim=1)
 
 
+NAMES_KEY = 'model.teacher.class_names'
+
+
+def check_class_names(names: Any) -> dict[str, str]:
+    """Check the teacher's names of student classes, as far as no data set is needed for it.
+
+    Args:
+        names: By the name of a student class that of the teacher's class; None for none.
+
+    Returns:
+        The same as a plain dict.
+
+    Raises:
+        ConfigError: It is no dict of texts.
+    """
+    if names is None:
+        return {}
+    texts = isinstance(names, Mapping) and all(
+        isinstance(name, str) for item in names.items() for name in item
+    )
+    if not texts:
+        raise ConfigError(
+            f"{NAMES_KEY} must be a dict from the student's names to the teacher's, e.g. "
+            f"dict(aeroplane='airplane'), but is {names!r}"
+        )
+    return dict(names)
+
+
 def match_classes(
     student: Sequence[str] | None,
     teacher: Sequence[str] | None,
     num_student: int,
     num_teacher: int,
     activation: Activation = 'softmax',
+    class_names: Mapping[str, str] | None = None,
 ) -> ClassMap | None:
-    """Finds each student class among the teacher's, by name.
+    """Find each student class among the teacher's, by name.
 
     Args:
         student: The student's class names, None if nobody knows them.
@@ -68,6 +98,7 @@ def match_classes(
         num_student: Number of classes of the student's head.
         num_teacher: Number of classes of the teacher's head.
         activation: How both heads turn class logits into scores.
+        class_names: By the name of a student class that of the teacher's class, where these differ.
 
     Returns:
         The map to apply to the teacher's logits; None where both have the same classes in the
@@ -75,8 +106,10 @@ def match_classes(
 
     Raises:
         ConfigError: A student class that the teacher lacks, names that do not match the number
-            of classes of a head, doubled names, or unknown names with differing numbers.
+            of classes of a head, doubled names, unknown names with differing numbers, or an entry
+            of ``class_names`` that names no class.
     """
+    class_names = class_names or {}
     for names, number, who, where in (
         (student, num_student, 'student', 'the training data set'),
         (teacher, num_teacher, 'teacher', 'its checkpoint or config'),
@@ -91,23 +124,55 @@ def match_classes(
         if len(set(names)) != len(names):
             raise ConfigError(f'the {who} has two classes of one name: {", ".join(names)}')
     if student is None or teacher is None:
+        unknown = 'the student' if student is None else 'the teacher'
+        if class_names:
+            raise ConfigError(
+                f'{NAMES_KEY} cannot be used: the class names of {unknown} are unknown. Give '
+                'metainfo=dict(classes=...) in the data set of its config'
+            )
         if num_student != num_teacher:
             raise ConfigError(
                 f'model.teacher has {num_teacher} classes, the student {num_student}, and they '
-                'cannot be matched by name: the names of '
-                f'{"the student" if student is None else "the teacher"} are unknown. Give '
+                f'cannot be matched by name: the names of {unknown} are unknown. Give '
                 'metainfo=dict(classes=...) in the data set of its config'
             )
         return None
-    if tuple(student) == tuple(teacher):
+    wanted = _rename(student, teacher, class_names)
+    if wanted == list(teacher):
         return None
-    lacking = [name for name in student if name not in set(teacher)]
+    index = {name: i for i, name in enumerate(teacher)}
+    lacking = [name for name, meant in zip(student, wanted) if meant not in index]
     if lacking:
         raise ConfigError(
             f"model.teacher does not know {len(lacking)} of the student's classes: "
             f'{", ".join(lacking[:8])}{", ..." if len(lacking) > 8 else ""}. Every class of the '
             "student must be one of the teacher's, by name; the teacher knows "
-            f'{", ".join(list(teacher)[:8])}{", ..." if len(teacher) > 8 else ""}'
+            f'{", ".join(list(teacher)[:8])}{", ..." if len(teacher) > 8 else ""}. Where only the '
+            f'spelling differs, write {NAMES_KEY}={{{lacking[0]!r}: ITS_NAME}}'
         )
-    index = {name: i for i, name in enumerate(teacher)}
-    return ClassMap([index[name] for name in student], num_teacher, activation)
+    return ClassMap([index[name] for name in wanted], num_teacher, activation)
+
+
+def _rename(
+    student: Sequence[str], teacher: Sequence[str], class_names: Mapping[str, str]
+) -> list[str]:
+    """Return the teacher's names of the student's classes."""
+    for own, other in class_names.items():
+        if own not in student:
+            raise ConfigError(
+                f'{NAMES_KEY}: the student has no class {own!r}; {did_you_mean(own, student)}'
+            )
+        if other not in teacher:
+            raise ConfigError(
+                f'{NAMES_KEY}[{own!r}]: the teacher has no class {other!r}; '
+                f'{did_you_mean(other, teacher)}'
+            )
+    wanted = [class_names.get(name, name) for name in student]
+    for other in class_names.values():
+        both = [name for name, meant in zip(student, wanted) if meant == other]
+        if len(both) > 1:
+            raise ConfigError(
+                f"{NAMES_KEY}: the student's classes {both[0]!r} and {both[1]!r} would both be "
+                f"taught by the teacher's {other!r}: give each a class of its own"
+            )
+    return wanted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from calkd_det.config import build_from_config, check_keys
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
 from calkd_det.taps import ClassifierSamples, Tap, check_geometry, find_tap
 from calkd_det.teachers.checkpoint import load_weights
-from calkd_det.teachers.class_map import match_classes
+from calkd_det.teachers.class_map import check_class_names, match_classes
 from calkd_det.teachers.folding import fold_batchnorm
 from calkd_det.teachers.input_map import check_channels, match_inputs
 from calkd_det.teachers.pipelines import warn_of_pipelines
@@ -169,6 +169,8 @@ class FrozenTeacher:
             whatever the student does; None for that of the autocast around the step.
         stages: For each stage of a cascade student the number of the teacher's stage that
             teaches it; None for each its own.
+        class_names: By the name of a student class that of the teacher's class, where these
+            differ, e.g. ``dict(aeroplane='airplane')``.
 
     Attributes:
         network: None until :meth:`build`.
@@ -186,9 +188,11 @@ class FrozenTeacher:
         calibrator: dict | None = None,
         precision: str | None = None,
         stages: Sequence[int] | None = None,
+        class_names: Mapping[str, str] | None = None,
     ) -> None:
         check_source(config, checkpoint)
         check_stages(stages)
+        self.class_names = check_class_names(class_names)
         if precision not in (None, *PRECISIONS):
             raise ConfigError(
                 "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
@@ -277,11 +281,16 @@ class FrozenTeacher:
                 for name, value in (
                     ('precision', self.precision),
                     ('stages', self.stages),
+                    ('class_names', self.class_names),
                 )
             },
         }
         class_map = match_classes(
-            student_classes, teacher_classes, *num_classes, tap.activation(detector)
+            student_classes,
+            teacher_classes,
+            *num_classes,
+            tap.activation(detector),
+            self.class_names,
         )
         input_map = match_inputs(student.data_preprocessor, detector.data_preprocessor)
         weights = self.identity[CONFIG_KEY][1], self.identity[CHECKPOINT_KEY][1]
