@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
-from mmengine.visualization import Visualizer
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,12 +28,6 @@ def _mmdet() -> None:
 @pytest.fixture(autouse=True)
 def _quiet() -> None:
     warnings.filterwarnings('ignore', category=UserWarning, module='mmdet|mmengine|torch')
-
-
-@pytest.fixture(autouse=True)
-def _no_visualizer() -> None:
-    """A Runner of an earlier test must not lend its class names to a later one."""
-    Visualizer._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -11,7 +11,6 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.logging import MessageHub, print_log
-from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
@@ -21,6 +20,7 @@ from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
+from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
 
 RESUME_KEY = 'calkd_teacher'  # in the message hub, which checkpoints carry
 
@@ -167,15 +167,13 @@ class DistillationMixin:
                     )
 
     def _class_names(self) -> tuple[str, ...] | None:
-        """The student's class names: its own ``dataset_meta``, or what the Runner trains on."""
-        meta = getattr(self, 'dataset_meta', None)
-        # The train loop leaves the data set's meta information with the visualizer before the
-        # weights are initialised; a model is handed nothing of the Runner. Looked up first:
-        # get_current_instance() without an instance keeps its lock.
-        if meta is None and Visualizer._instance_dict:
-            meta = getattr(Visualizer.get_current_instance(), 'dataset_meta', None)
-        classes = (meta or {}).get('classes')
-        return tuple(classes) if classes is not None else None
+        """Return the student's class names by label, of the data set that it trains on.
+
+        Outside a Runner they are those of ``dataset_meta``, None without it.
+        """
+        dataset = training_dataset()
+        names = None if dataset is None else dataset_class_names(dataset)
+        return names or meta_class_names(getattr(self, 'dataset_meta', None))
 
     def _check_activation(self) -> None:
         if not self.distillation:

@@ -58,14 +58,16 @@ def run(
     hooks: list[Hook] | None = None,
     resume: bool = False,
     optim_wrapper: dict | None = None,
+    train_dataloader: dict | None = None,
     **options: Any,
 ) -> Runner:
-    """Trains with batches of two: two iterations an epoch."""
+    """Trains with batches of two random images, two iterations an epoch, or those of a loader."""
     data = RandomImages()
     runner = Runner(
         model=helpers.build(model),
         work_dir=str(work_dir),
-        train_dataloader=DataLoader(
+        train_dataloader=train_dataloader
+        or DataLoader(
             data,
             batch_size=2,
             sampler=DefaultSampler(data, shuffle=True, seed=0),
