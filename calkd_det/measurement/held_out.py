@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from calkd_det.errors import ConfigError
+from calkd_det.teachers.class_names import configured_class_names, labelled_names
 
 _LOADERS = ('test_dataloader', 'val_dataloader', 'train_dataloader')
 
@@ -68,13 +69,11 @@ def read_held_out(
     """
     content = _read_coco(ann_file)
     leaf = _test_leaf(cfg)
-    classes = tuple(classes or _class_names(leaf) or ())
+    classes = tuple(classes or _configured_names(leaf) or ())
     _check_classes(classes, num_classes, content, ann_file)
     train = next(leaf_datasets(_loader_dataset(cfg, 'train_dataloader')), {})
-    cls = _registered(leaf)
-    is_coco = isinstance(cls, type) and issubclass(cls, CocoDataset)
     dataset_cfg = dict(
-        type=cls if is_coco else CocoDataset,
+        type=_registered(leaf) if is_coco_dataset(leaf) else CocoDataset,
         ann_file=str(ann_file),
         data_prefix=dict(img=str(images)),
         metainfo=dict(classes=classes),
@@ -90,6 +89,13 @@ def read_held_out(
         raise ConfigError(
             f"mmdet cannot read '{ann_file}' as a data set ({type(error).__name__}: {error})"
         ) from error
+    labels = labelled_names(dataset)
+    if labels != classes:
+        raise ConfigError(
+            f"'{ann_file}' lists its categories in another order, {labels}, than the detector's "
+            f"classes, {classes}. mmdet numbers labels in the file's order and would mix them up: "
+            'reorder its categories'
+        )
     if max_images is not None and max_images < len(dataset):
         dataset.get_subset_(max_images)
     _check_images(dataset, ann_file, images)
@@ -128,13 +134,27 @@ def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
         yield dataset
 
 
+def is_coco_dataset(leaf: Mapping) -> bool:
+    """Whether the config of a data set is of mmdet's ``CocoDataset`` or a subclass."""
+    cls = _registered(leaf)
+    return isinstance(cls, type) and issubclass(cls, CocoDataset)
+
+
+def is_coco_file(path: Path) -> bool:
+    """Whether a file is a COCO-format annotation file with images and objects."""
+    try:
+        _read_coco(path)
+    except ConfigError:
+        return False
+    return True
+
+
 def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
     """Says where held-out images are those that a config trains on or judges by.
 
-    Annotation files are compared by path and content, images by their path and by the file name
-    in the annotation file. Image ids count only where every held-out image is found, by its id
-    and size: two files that both number theirs from 1 are the rule. A file of the config that is
-    not there, or not in COCO format, is passed over.
+    Annotation files are compared by path and content, images by their path. Equal file names, and
+    equal ids and sizes of all images, are told as a possibility: many collections number their
+    images from 1. A file of the config that is not there, or not in COCO format, is passed over.
 
     Args:
         cfg: The detector's config.
@@ -186,9 +206,12 @@ def _common(own: Mapping, data: HeldOutData, path: Path, leaf: Mapping) -> str:
         _image_files(other, _image_folder(leaf)),
     )
     paths = set(other_files.values())
-    count = sum(name in other_files or file in paths for name, file in own_files.items())
+    count = sum(file in paths for file in own_files.values())
     if count:
         return f'{count} of {len(own_files)} images are also in'
+    count = sum(name in other_files for name in own_files)
+    if count:
+        return f'by their file names alone, {count} of {len(own_files)} images may also be in'
     if _ids_with_size(own) <= _ids_with_size(other):
         return (
             f'unless two collections number their images alike, these {len(own_files)} images, by '
@@ -233,10 +256,15 @@ def _registered(leaf: Mapping) -> Any:
     return DATASETS.get(kind) if isinstance(kind, str) else kind
 
 
-def _class_names(leaf: Mapping) -> tuple[str, ...] | None:
-    classes = (leaf.get('metainfo') or {}).get('classes')
-    classes = classes or getattr(_registered(leaf), 'METAINFO', {}).get('classes')
-    return (classes,) if isinstance(classes, str) else classes
+def _configured_names(leaf: Mapping) -> tuple[str, ...] | None:
+    try:
+        return configured_class_names(leaf)
+    # AttributeError, TypeError, ... by which part of it is not what a data set's config is.
+    except Exception as error:
+        raise ConfigError(
+            "cannot read the class names of the config's test data; give it "
+            f'metainfo=dict(classes=(...)) ({type(error).__name__}: {error})'
+        ) from error
 
 
 def _read_coco(path: Path) -> dict[str, Any]:
@@ -269,12 +297,6 @@ def _check_classes(
         raise ConfigError(
             f"'{ann_file}' has no category for {len(missing)} of the detector's classes, e.g. "
             f"'{missing[0]}': its objects would count as background"
-        )
-    # mmdet numbers labels in the file's order, whatever the order of the classes.
-    if [name for name in categories if name in classes] != list(classes):
-        raise ConfigError(
-            f"'{ann_file}' lists its categories in another order than the detector's classes "
-            f'{classes}: mmdet would mix up the labels, so reorder its categories'
         )
 
 

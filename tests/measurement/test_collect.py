@@ -371,7 +371,13 @@ def test_warns_of_images_in_common(cfg: Config, root: Path, tmp_path: Path) -> N
     path = tmp_path / 'mixed.json'
     path.write_text(json.dumps({**other, 'images': images, 'annotations': annotations}))
     (warning,) = overlap_warnings(cfg, read_held_out(cfg, path, mixed, num_classes=DIGITS))
-    assert warning.startswith('2 of 5 images are also in')
+    assert warning.startswith('by their file names alone, 2 of 5 images may also be in')
+    # The same files are a fact.
+    content = json.loads((root / 'annotations/train.json').read_text())
+    part = tmp_path / 'part.json'
+    part.write_text(json.dumps({**content, 'images': content['images'][:2]}))
+    (warning,) = overlap_warnings(cfg, read_held_out(cfg, part, root / 'train', num_classes=DIGITS))
+    assert warning.startswith('2 of 2 images are also in')
 
 
 def test_warns_of_training_images_under_other_names(
@@ -397,6 +403,37 @@ def test_does_not_warn_of_other_images(cfg: Config, root: Path, held_out: HeldOu
     assert overlap_warnings(cfg, held_out) == []
     cfg.train_dataloader.dataset.ann_file = 'annotations/not_there.json'
     assert overlap_warnings(cfg, held_out) == []
+
+
+def test_names_in_a_file_or_of_one_class(cfg: Config, root: Path, tmp_path: Path) -> None:
+    content = json.loads((root / 'annotations/calibration.json').read_text())
+    names = [category['name'] for category in content['categories']]
+    (tmp_path / 'names.txt').write_text('\n'.join(names))
+    cfg.test_dataloader.dataset.metainfo.classes = str(tmp_path / 'names.txt')
+    assert open_split(cfg, root, 'calibration').dataset.metainfo['classes'] == tuple(names)
+    cfg.test_dataloader.dataset.metainfo.classes = names[3]
+    data = read_held_out(
+        cfg, root / 'annotations/calibration.json', root / 'calibration', num_classes=1
+    )
+    assert data.dataset.metainfo['classes'] == (names[3],)
+    cfg.test_dataloader.dataset.metainfo.classes = 3
+    with pytest.raises(ConfigError, match="cannot read the class names of the config's test data"):
+        open_split(cfg, root, 'calibration')
+
+
+def test_categories_are_numbered_as_the_data_set_numbers_them(
+    cfg: Config, root: Path, tmp_path: Path
+) -> None:
+    content = json.loads((root / 'annotations/calibration.json').read_text())
+    content['categories'].reverse()
+    path = tmp_path / 'reversed.json'
+    path.write_text(json.dumps(content))
+    names = [category['name'] for category in content['categories']]
+    read_held_out(cfg, path, root / 'calibration', num_classes=DIGITS, classes=names)
+    cfg.test_dataloader.dataset.type = 'Objects365V1Dataset'  # sorts them by id
+    read_held_out(cfg, path, root / 'calibration', num_classes=DIGITS, classes=names[::-1])
+    with pytest.raises(ConfigError, match='in another order'):
+        read_held_out(cfg, path, root / 'calibration', num_classes=DIGITS, classes=names)
 
 
 def test_a_voc_config_reads_coco_files_with_its_classes(cfg: Config, root: Path) -> None:
