@@ -19,13 +19,7 @@ from torch import Tensor
 
 from calkd_det.calibration.scores import row_chunks
 from calkd_det.calibration.temperature import DEFAULT_BOUNDS, fit_temperature
-from calkd_det.calibration.validation import (
-    check_groups,
-    check_labels,
-    check_matrix,
-    check_total_weight,
-    check_weights,
-)
+from calkd_det.calibration.validation import check_groups, check_matrix, check_targets
 
 Kept = Literal['classes', 'global', 'identity']
 
@@ -79,9 +73,7 @@ def fit_class_temperatures(
             or fewer images than folds.
     """
     check_matrix('logits', logits)
-    labels = check_labels(labels, *logits.shape, 'softmax')
-    weights = check_weights(weights, logits)
-    check_total_weight(weights)
+    labels, weights = check_targets(logits, labels, weights, 'softmax')
     groups = torch.arange(len(labels)) if groups is None else check_groups(groups, len(labels))
     tied = np.arange(logits.shape[1]) if tied is None else np.asarray(tied)
     if tied.shape != (logits.shape[1],) or set(tied) != set(range(tied.max() + 1)):

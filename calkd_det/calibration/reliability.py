@@ -94,10 +94,10 @@ class Reliability:
         return math.fsum(terms) / math.fsum(self.weight)
 
 
-def wilson_interval(accuracy: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927); NaN where ``count`` is 0.
+def wilson_interval(accuracy: float, count: float) -> tuple[float, float]:
+    """Compute the 95 % Wilson score interval of a proportion (Wilson 1927).
 
-    It takes the ``count`` samples for independent. ``z`` is the normal quantile: 1.96 for 95 %.
+    The interval assumes that the ``count`` samples are independent. It is NaN where ``count`` is 0.
 
     Example:
         >>> [round(value, 3) for value in wilson_interval(0.5, 10)]
@@ -105,6 +105,7 @@ def wilson_interval(accuracy: float, count: float, z: float = 1.96) -> tuple[flo
     """
     if count == 0:
         return math.nan, math.nan
+    z = 1.96  # normal quantile of 95 %
     scale = 1 + z * z / count
     centre = (accuracy + z * z / (2 * count)) / scale
     spread = accuracy * (1 - accuracy) / count + z * z / (4 * count * count)
@@ -258,8 +259,8 @@ def classwise_ece(
 class ReliabilityAccumulator:
     """Top-label reliability of a stream, in equal-width bins.
 
-    The whole state is the float64 tensor ``sums`` (5, n_bins); states add up, so a sum over
-    processes (``all_reduce``) or :meth:`merge` joins them.
+    The whole state is the float64 tensor ``sums`` (5, n_bins). The state of several processes is
+    the sum of theirs (``all_reduce``).
 
     Args:
         n_bins: Number of bins.
@@ -291,12 +292,6 @@ class ReliabilityAccumulator:
         confidences = confidences.double().clamp(0, 1)
         sums = _bin_sums(self._edges, confidences, hits, weights)
         self.sums += sums.to(self.sums.device)
-
-    def merge(self, other: ReliabilityAccumulator) -> None:
-        """Add what another accumulator with the same bins and activation has seen."""
-        if (self.activation, self.sums.shape) != (other.activation, other.sums.shape):
-            raise ValueError('accumulators of different activation or bins cannot be merged.')
-        self.sums += other.sums.to(self.sums.device)
 
     def compute(self) -> Reliability:
         """Return the reliability of everything seen; ``ValueError`` if that has no weight."""

@@ -8,13 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calkd_det.calibration.validation import (
-    check_labels,
-    check_matrix,
-    check_probabilities,
-    check_total_weight,
-    check_weights,
-)
+from calkd_det.calibration.validation import check_matrix, check_probabilities, check_targets
 from calkd_det.taps.samples import Activation
 
 CHUNK_ROWS = 4096  # a few MB of work stay in cache: four times more is twice as slow
@@ -86,9 +80,7 @@ def negative_log_likelihood(
         1.3863
     """
     check_matrix('logits', logits)
-    labels = check_labels(labels, *logits.shape, activation).to(logits.device)
-    weights = check_weights(weights, logits)
-    check_total_weight(weights)
+    labels, weights = check_targets(logits, labels, weights, activation)
     if not 0 < temperature < float('inf'):
         raise ValueError(f'temperature must be positive and finite, got {temperature}.')
     total = 0.0
@@ -125,9 +117,7 @@ def brier_score(
     """
     check_matrix('probs', probs)
     check_probabilities('probs', probs)
-    labels = check_labels(labels, *probs.shape, activation).to(probs.device)
-    weights = check_weights(weights, probs)
-    check_total_weight(weights)
+    labels, weights = check_targets(probs, labels, weights, activation)
     total = 0.0
     for rows in row_chunks(len(labels)):
         targets = F.one_hot(labels[rows], probs.shape[1] + 1)[:, :-1]

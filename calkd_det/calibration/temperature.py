@@ -136,19 +136,6 @@ class TemperatureAccumulator:
                 None if groups is None else groups[rows],
             )
 
-    def merge(self, other: TemperatureAccumulator) -> None:
-        """Add what another accumulator (another process, another shard) has seen."""
-        if (self.activation, self.bounds) != (other.activation, other.bounds):
-            raise ValueError('accumulators of different activation or bounds cannot be merged.')
-        if other._grouped is None:
-            return
-        self._check_same_stream(other._num_classes, other._grouped)
-        self._add_slopes(list(other._row_of_group), other._slopes[: len(other._row_of_group)])
-        self._num_samples += other._num_samples
-        self._total_weight += other._total_weight
-        self._nll_before += other._nll_before
-        self._largest_margin = max(self._largest_margin, other._largest_margin)
-
     def compute(self, *, num_resamples: int = 1000, seed: int = 0) -> TemperatureFit:
         """Return the fit to everything seen so far.
 

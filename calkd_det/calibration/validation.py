@@ -62,6 +62,26 @@ def check_weights(weights: Tensor | None, reference: Tensor) -> Tensor:
     return weights
 
 
+def check_targets(
+    values: Tensor, labels: Tensor, weights: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Return int64 labels and float64 weights on the device of ``values`` after checking both.
+
+    Args:
+        values: Checked logits or probabilities, shape (N, C).
+        labels: Integers, shape (N,), see :func:`check_labels`.
+        weights: Shape (N,), >= 0, not all zero; or None for equal weights.
+        activation: ``'softmax'`` or ``'sigmoid'``.
+
+    Raises:
+        ValueError: Wrong shape, dtype or range of labels or weights, or a total weight of zero.
+    """
+    labels = check_labels(labels, *values.shape, activation).to(values.device)
+    weights = check_weights(weights, values)
+    check_total_weight(weights)
+    return labels, weights
+
+
 def check_total_weight(weights: Tensor) -> None:
     """Raise ``ValueError`` where all weights are zero."""
     if not weights.sum() > 0:

@@ -9,10 +9,10 @@ import numpy as np
 
 from calkd_det.evaluation.matching import DetectionMatches
 
-LAECE_BINS = 25
+LAECE_BINS = 25  # as in both papers
 
 
-def laece(matches: DetectionMatches, num_bins: int = LAECE_BINS) -> float:
+def laece(matches: DetectionMatches) -> float:
     r"""Localisation-aware expected calibration error.
 
     The mean over classes of
@@ -21,16 +21,15 @@ def laece(matches: DetectionMatches, num_bins: int = LAECE_BINS) -> float:
         \sum_j \frac{|D_j|}{|D|} \left| \bar p_j - \mathrm{precision}_j \cdot \overline{IoU}_j
         \right|
 
-    over equal-width bins ``(lower, upper]`` of the class's detections, with the mean IoU taken over
-    the bin's true positives. Classes without a detection are left out of the mean. (Oksuz et al.,
-    `Towards Building Self-Aware Object Detectors via Reliable Uncertainty Quantification and
-    Calibration <https://arxiv.org/abs/2307.00934>`_, CVPR 2023.) Matched at any overlap it is
-    LaECE_0 (Kuzucu et al., `On Calibration of Object Detectors: Pitfalls, Evaluation and Baselines
-    <https://arxiv.org/abs/2405.20459>`_, ECCV 2024).
+    over :data:`LAECE_BINS` equal-width bins ``(lower, upper]`` of the class's detections. The mean
+    IoU is taken over the bin's true positives. Classes without a detection are left out of the
+    mean. (Oksuz et al., `Towards Building Self-Aware Object Detectors via Reliable Uncertainty
+    Quantification and Calibration <https://arxiv.org/abs/2307.00934>`_, CVPR 2023.) With matches at
+    any overlap it is LaECE_0 (Kuzucu et al., `On Calibration of Object Detectors: Pitfalls,
+    Evaluation and Baselines <https://arxiv.org/abs/2405.20459>`_, ECCV 2024).
 
     Args:
         matches: The matched detections.
-        num_bins: Number of bins; both papers use 25.
 
     Returns:
         A value in [0, 1], or NaN without detections.
@@ -40,7 +39,7 @@ def laece(matches: DetectionMatches, num_bins: int = LAECE_BINS) -> float:
         >>> round(laece(DetectionMatches(scores, np.array([0, 0]), ious)), 4)
         0.55
     """
-    inner_edges = np.arange(1, num_bins) / num_bins
+    inner_edges = np.arange(1, LAECE_BINS) / LAECE_BINS
 
     def class_error(scores: np.ndarray, ious: np.ndarray) -> float:
         bins = np.searchsorted(inner_edges, scores, side='left')

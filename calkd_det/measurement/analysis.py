@@ -10,22 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calkd_det.calibration.class_temperature_scaling import (
+from calkd_det.calibration import (
+    ClassTemperatureFit,
     ClassTemperatureScaling,
     ForegroundBackgroundScaling,
-)
-from calkd_det.calibration.class_temperatures import (
-    ClassTemperatureFit,
+    Reliability,
+    TemperatureAccumulator,
+    TemperatureFit,
+    brier_score,
     fit_class_temperatures,
     foreground_background,
-)
-from calkd_det.calibration.reliability import (
-    Reliability,
+    negative_log_likelihood,
     reliability_from_confidences,
-    top_label,
 )
-from calkd_det.calibration.scores import brier_score, class_scores, negative_log_likelihood
-from calkd_det.calibration.temperature import TemperatureAccumulator, TemperatureFit
+from calkd_det.calibration.reliability import top_label
+from calkd_det.calibration.scores import class_scores
 from calkd_det.errors import TeacherError
 from calkd_det.measurement.collect import SampleStore
 
