@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from calkd_det.errors import ConfigError, did_you_mean
 
@@ -95,7 +96,7 @@ def load_items(name: str, source: str | Path | None = None) -> Items:
 
 def load_digit_items() -> Items:
     """Loads scikit-learn's 1,797 handwritten digits, 8x8."""
-    bunch = load_digits()
+    bunch = import_sklearn_datasets().load_digits()
     return Items(
         name='digits',
         images=np.rint(bunch.images * (255 / 16)).astype(np.uint8),
@@ -146,6 +147,21 @@ def load_fashion_items(folder: str | Path) -> Items:
             'url': 'https://opensource.org/license/mit',
         },
     )
+
+
+def import_sklearn_datasets() -> ModuleType:
+    """Import ``sklearn.datasets``, which holds the digits and the photographs.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    try:
+        return importlib.import_module('sklearn.datasets')
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            'the digits and the photographs of the mini data set come with scikit-learn, which is '
+            'not installed: pip install scikit-learn'
+        ) from error
 
 
 def read_idx(path: str | Path, ndim: int) -> np.ndarray:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import sklearn
 from tqdm import tqdm
 
 from calkd_det.datasets.items import SPLITS, Items, load_items, split_pool
-from calkd_det.datasets.scenes import PHOTO_CREDITS, Scene, Xywh, draw_scene, load_photos, overlap
+from calkd_det.datasets.sample_picture import draw_samples
+from calkd_det.datasets.scenes import PHOTO_CREDITS, Scene, draw_scene, load_photos
 from calkd_det.errors import ConfigError
 
 GENERATOR_VERSION = 1
@@ -42,12 +43,6 @@ OWN_FILES = re.compile(
 
 PHOTO_LICENSE_ID = 1
 ITEM_LICENSE_ID = 2
-
-SAMPLE_COLUMNS = 6
-SAMPLE_SIDE = 320
-SAMPLE_HEADER = 36
-SAMPLE_GAP = 6
-SAMPLE_BOX = (0, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,9 @@ def write_mini_dataset(
     }
     if (root / MANIFEST).exists() and not overwrite:
         return _open_existing(root, request)
+    photos = load_photos()
     _clear(root)
-    return _build(root, loaded, request, progress)
+    return _build(root, loaded, photos, request, progress)
 
 
 def annotate(image_id: int, scene: Scene, first_annotation_id: int) -> tuple[dict, list[dict]]:
@@ -157,18 +153,6 @@ def annotate(image_id: int, scene: Scene, first_annotation_id: int) -> tuple[dic
     return image, annotations
 
 
-def draw_samples(root: Path) -> np.ndarray:
-    """Draws the first images of each split, a row a split, with their boxes and class names.
-
-    Args:
-        root: a folder with images and annotation files.
-
-    Returns:
-        BGR, uint8, shape (height, width, 3).
-    """
-    return np.concatenate([_draw_sample_row(root, split) for split in SPLITS])
-
-
 def _checked_counts(num_images: Mapping[str, int] | None) -> dict[str, int]:
     counts = DEFAULT_NUM_IMAGES | dict(num_images or {})
     unknown = sorted(set(counts) - set(SPLITS))
@@ -180,8 +164,13 @@ def _checked_counts(num_images: Mapping[str, int] | None) -> dict[str, int]:
     return counts
 
 
-def _build(root: Path, items: Items, request: dict[str, Any], progress: bool) -> MiniDataset:
-    photos = load_photos()
+def _build(
+    root: Path,
+    items: Items,
+    photos: dict[str, np.ndarray],
+    request: dict[str, Any],
+    progress: bool,
+) -> MiniDataset:
     pools = split_pool(items.labels, request['seed'])
     (root / 'annotations').mkdir(parents=True, exist_ok=True)
     total = sum(request['num_images'].values())
@@ -198,7 +187,12 @@ def _build(root: Path, items: Items, request: dict[str, Any], progress: bool) ->
                 image_id = split_index * ID_STRIDE + number
                 # Ids start at 1: COCO's evaluation takes an annotation id of 0 for no match.
                 image, annotations = annotate(image_id, scene, len(coco['annotations']) + 1)
-                _write_jpeg(folder / image['file_name'], scene.image)
+                _write_image(
+                    folder / image['file_name'],
+                    scene.image[..., ::-1],
+                    cv2.IMWRITE_JPEG_QUALITY,
+                    JPEG_QUALITY,
+                )
                 coco['images'].append(image)
                 coco['annotations'] += annotations
                 bar.update()
@@ -215,7 +209,7 @@ def _build(root: Path, items: Items, request: dict[str, Any], progress: bool) ->
         'versions': {
             'numpy': np.__version__,
             'opencv': cv2.__version__,
-            'scikit-learn': sklearn.__version__,
+            'scikit-learn': version('scikit-learn'),
         },
     }
     # Written last: a folder without it is one whose run was interrupted.
@@ -309,76 +303,8 @@ def _clear(root: Path) -> None:
         path.unlink()
 
 
-def _draw_sample_row(root: Path, split: str) -> np.ndarray:
-    coco = json.loads(_annotation_file(root, split).read_text('utf-8'))
-    names = {category['id']: category['name'] for category in coco['categories']}
-    pitch = SAMPLE_SIDE + SAMPLE_GAP
-    row = np.full((SAMPLE_HEADER + pitch, SAMPLE_GAP + SAMPLE_COLUMNS * pitch, 3), 32, np.uint8)
-    title = f'{split}: {len(coco["images"])} images, {len(coco["annotations"])} boxes'
-    _put_text(row, title, (SAMPLE_GAP, SAMPLE_HEADER - 11), 0.7, (255, 255, 255))
-    for column, image in enumerate(coco['images'][:SAMPLE_COLUMNS]):
-        picture = _read_image(root / split / image['file_name'])
-        scale = SAMPLE_SIDE / image['width']
-        picture = cv2.resize(picture, (SAMPLE_SIDE, SAMPLE_SIDE), interpolation=cv2.INTER_CUBIC)
-        shown = [entry for entry in coco['annotations'] if entry['image_id'] == image['id']]
-        boxes = [tuple(round(value * scale) for value in entry['bbox']) for entry in shown]
-        _draw_boxes(picture, boxes, [names[entry['category_id']] for entry in shown])
-        left = SAMPLE_GAP + column * pitch
-        row[SAMPLE_HEADER : SAMPLE_HEADER + SAMPLE_SIDE, left : left + SAMPLE_SIDE] = picture
-    return row
-
-
-def _draw_boxes(picture: np.ndarray, boxes: Sequence[Xywh], names: Sequence[str]) -> None:
-    for left, top, width, height in boxes:
-        corner = (left + width - 1, top + height - 1)
-        cv2.rectangle(picture, (left, top), corner, SAMPLE_BOX, 1)
-    taken = list(boxes)
-    for box, name in zip(boxes, names):
-        (width, height), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        left, top, width, height = _find_tag(box, width + 4, height + 5, taken)
-        taken.append((left, top, width, height))
-        corner = (left + width - 1, top + height - 1)
-        cv2.rectangle(picture, (left, top), corner, SAMPLE_BOX, cv2.FILLED)
-        _put_text(picture, name, (left + 2, top + height - 3), 0.45, (0, 0, 0))
-
-
-def _find_tag(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh:
-    """Finds where a box's name covers the least of what is drawn: around the box, or inside it."""
-    x, y, box_width, box_height = box
-    right, bottom = x + box_width, y + box_height
-    corners = [(x, y - height), (x, bottom), (right, y), (x - width, y), (x, y)]
-    inside = [
-        (left, top, width, height)
-        for left, top in corners
-        if 0 <= left <= SAMPLE_SIDE - width and 0 <= top <= SAMPLE_SIDE - height
-    ]
-    # At a border's very corner no place may be left: then the drawing is cut off there.
-    tags = inside or [(x, y, width, height)]
-    return min(tags, key=lambda tag: sum(overlap(tag, other) for other in taken))
-
-
-def _put_text(
-    picture: np.ndarray,
-    text: str,
-    origin: tuple[int, int],
-    scale: float,
-    colour: tuple[int, int, int],
-) -> None:
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    cv2.putText(picture, text, origin, font, scale, colour, 1, cv2.LINE_AA)
-
-
 def _annotation_file(root: Path, split: str) -> Path:
     return root / 'annotations' / f'{split}.json'
-
-
-def _read_image(path: Path) -> np.ndarray:
-    # Not cv2.imread, which returns None in place of an error.
-    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-
-
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
-    _write_image(path, image[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
 
 
 def _write_image(path: Path, image: np.ndarray, *options: int) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_sample_images
 
-from calkd_det.datasets.items import Items
+from calkd_det.datasets.items import Items, import_sklearn_datasets
 
 # Left, top, width and height in whole pixels.
 Xywh = tuple[int, int, int, int]
@@ -64,7 +63,7 @@ class Scene:
 
 def load_photos() -> dict[str, np.ndarray]:
     """Loads scikit-learn's two photographs: file name to RGB, uint8, shape (427, 640, 3)."""
-    bunch = load_sample_images()
+    bunch = import_sklearn_datasets().load_sample_images()
     names = (name.replace('\\', '/').rsplit('/', 1)[-1] for name in bunch.filenames)
     return dict(sorted(zip(names, bunch.images)))
 

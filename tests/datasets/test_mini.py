@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import struct
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -359,6 +361,42 @@ def test_the_samples_show_three_rows_of_six(built):
     yellow = (picture == (0, 255, 255)).all(axis=2)
     for row in range(3):
         assert yellow[row * 362 : (row + 1) * 362].any()
+
+
+@pytest.fixture
+def no_sklearn(monkeypatch):
+    for name in [name for name in sys.modules if name.split('.')[0] == 'sklearn']:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+
+
+def test_a_fashion_set_that_is_there_needs_no_sklearn(tmp_path, request):
+    arguments = dict(
+        items='fashion-mnist', source=write_fashion(tmp_path / 'idx'), num_images=FEW, image_size=96
+    )
+    write_mini_dataset(tmp_path / 'mini', **arguments)
+    request.getfixturevalue('no_sklearn')
+    assert not write_mini_dataset(tmp_path / 'mini', **arguments).created
+
+
+@pytest.mark.parametrize('items', ['digits', 'fashion-mnist'])
+def test_a_new_set_without_sklearn_is_refused_before_the_old_one_is_deleted(
+    built, tmp_path, no_sklearn, items
+):
+    source = write_fashion(tmp_path / 'idx') if items == 'fashion-mnist' else None
+    before = file_hashes(built.root)
+    with pytest.raises(ConfigError, match='pip install scikit-learn'):
+        write_mini_dataset(
+            built.root, items=items, source=source, num_images=FEW, seed=9, overwrite=True
+        )
+    assert file_hashes(built.root) == before
+
+
+@pytest.mark.slow
+def test_the_module_is_imported_without_sklearn():
+    code = 'import sys; sys.modules["sklearn"] = None; import calkd_det.datasets'
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 @pytest.fixture(scope='module')
