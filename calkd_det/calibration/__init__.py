@@ -1,4 +1,4 @@
-"""Calibration of class logits: calibrators, fitting, metrics. Knows nothing of distillation."""
+"""Calibration of class logits: calibrators, temperature fits and metrics."""
 
 from calkd_det.calibration.class_temperature_scaling import (
     ClassTemperatureScaling,

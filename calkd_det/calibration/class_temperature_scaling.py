@@ -1,4 +1,4 @@
-"""Calibrators with a temperature of its own for each class logit."""
+"""Calibrators with one temperature for each class logit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = 'teacher.calibrator.temperatures'
 
 @MODELS.register_module()
 class ClassTemperatureScaling(Calibrator):
-    """Divides each class logit by its own temperature T_k, the background's included.
+    """Calibrator that divides each class logit by its own temperature T_k, background included.
 
     Unlike one temperature for all it can change the ranking of classes. See
     :func:`~calkd_det.calibration.class_temperatures.fit_class_temperatures`.
@@ -71,7 +71,7 @@ class ClassTemperatureScaling(Calibrator):
 
 @MODELS.register_module()
 class ForegroundBackgroundScaling(ClassTemperatureScaling):
-    """One temperature for all foreground classes, another for the background.
+    """Calibrator with one temperature for all foreground classes and one for the background.
 
     As :class:`ClassTemperatureScaling`, whose list it takes too; from a calibration file it reads
     ``foreground_background_temperatures``.

@@ -1,9 +1,9 @@
-"""Temperatures of their own for classes: one each, or one for foreground and one for background.
+"""Fits of several temperatures: one for each class, or one for foreground and one for background.
 
-They generalise temperature scaling as vector scaling does (Guo et al., `On Calibration of Modern
-Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2), without its bias: class k's
-logit is divided by T_k. More parameters fit noise sooner, so each is drawn towards the one global
-temperature, and is kept only if it lowers the likelihood's error on images it was not fitted to.
+Class k's logit is divided by T_k. This is vector scaling (Guo et al., `On Calibration of Modern
+Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2) without its bias. More parameters
+overfit sooner. So a prior draws each T_k towards the one global temperature, and the fit is kept
+only if it lowers the negative log-likelihood of images that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ Kept = Literal['classes', 'global', 'identity']
 
 @dataclass(frozen=True)
 class ClassTemperatureFit:
-    """Temperatures by class, and how they did on images they were not fitted to.
+    """Temperatures of all classes and their error on images that they were not fitted to.
 
     Attributes:
         temperatures: T_k of each of the K logits.
-        kept: What they are: fitted by class; all the global one, where classes did not lower
-            the held-out likelihood's error; or all 1, where that one did not either.
-        held_out_nll: Mean negative log-likelihood in nats over the folds that the fit had not
-            seen, of ``identity``, ``global`` and ``classes``.
+        kept: The candidate of least held-out error. ``'classes'``: temperatures fitted by class.
+            ``'global'``: the global temperature for each class. ``'identity'``: 1 for each class.
+        held_out_nll: Mean negative log-likelihood in nats of each candidate, by cross-validation.
     """
 
     temperatures: tuple[float, ...]
@@ -52,24 +51,26 @@ def fit_class_temperatures(
     num_folds: int = 5,
     seed: int = 0,
 ) -> ClassTemperatureFit:
-    """Fits a temperature for each class of a softmax head, with a fall-back.
+    """Fit a temperature for each class of a softmax head, and fall back if that is no better.
 
-    The mean negative log-likelihood of ``softmax(z_k / T_k)``, convex in the 1/T_k, is minimised
-    with a normal prior of ``ln T_k`` around the global ``ln T`` (maximum a posteriori).
+    The fit is the maximum a posteriori: it minimises the mean negative log-likelihood of
+    ``softmax(z_k / T_k)``, which is convex in the 1/T_k, with a normal prior of ``ln T_k`` around
+    the global ``ln T``.
 
     Args:
         logits: Float, shape (N, K); K counts the background.
         labels: int64, shape (N,), in [0, K).
-        tied: For each class the index of the temperature it shares, (K,), from 0 without gaps;
-            None for one each. See :func:`foreground_background`.
+        tied: For each class the index of its temperature, shape (K,), from 0 without gaps.
+            Classes of the same index share one temperature; None for one each. See
+            :func:`foreground_background`.
         weights: Float, shape (N,), >= 0.
-        groups: Image of each sample, int, shape (N,): folds split images, not samples.
+        groups: Image of each sample, int, shape (N,). Folds are made of whole images.
         prior_std: Standard deviation of the prior, in ln T, > 0.
         num_folds: Folds of the cross-validation, >= 2.
-        seed: Of the folds.
+        seed: Seed of the split into folds.
 
     Raises:
-        ValueError: Bad input, as in :func:`~calkd_det.calibration.temperature.fit_temperature`;
+        ValueError: Bad input, as in :func:`~calkd_det.calibration.temperature.fit_temperature`,
             or fewer images than folds.
     """
     check_matrix('logits', logits)
@@ -91,14 +92,16 @@ def fit_class_temperatures(
         ]
     names: tuple[Kept, ...] = ('identity', 'global', 'classes')
     held_out = dict(zip(names, (errors / float(weights.sum())).tolist()))
-    kept = min(names, key=held_out.__getitem__)  # the simplest of equals
+    kept = min(names, key=held_out.__getitem__)  # of equal errors the simplest candidate
     everything = _fit(logits, labels, weights, tied, prior_std)
     temperatures = dict(zip(names, (np.ones(len(tied)), *everything)))[kept]
     return ClassTemperatureFit(tuple(temperatures.tolist()), kept, held_out)
 
 
 def foreground_background(num_logits: int) -> tuple[int, ...]:
-    """``tied`` for one temperature of all foreground classes and one of the background, the last.
+    """Return ``tied`` for one temperature of all foreground classes and one of the background.
+
+    The background is the last of the ``num_logits`` logits.
 
     Example:
         >>> foreground_background(4)
@@ -119,7 +122,7 @@ def _folds(groups: Tensor, num_folds: int, seed: int) -> list[Tensor]:
 def _fit(
     logits: Tensor, labels: Tensor, weights: Tensor, tied: np.ndarray, prior_std: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The global temperature, repeated for each class, and the class temperatures."""
+    """Return the global temperature, repeated for each class, and the class temperatures, (K,)."""
     t_global = fit_temperature(logits, labels, weights=weights, num_resamples=0).temperature
     total = float(weights.sum())
 
@@ -142,7 +145,7 @@ def _fit(
 def _nll_and_gradient(
     beta: np.ndarray, logits: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[float, np.ndarray]:
-    """Summed negative log-likelihood of ``softmax(beta_k z_k)`` and its derivative by beta (K,)."""
+    """Compute the summed NLL of ``softmax(beta_k z_k)`` and its derivative by beta, shape (K,)."""
     factor = torch.from_numpy(beta).to(logits.device)
     nll, gradient = 0.0, torch.zeros_like(factor)
     for rows in row_chunks(len(labels)):

@@ -1,4 +1,4 @@
-"""Reliability diagrams: draw what :class:`~calkd_det.calibration.reliability.Reliability` holds."""
+"""Reliability diagrams of :class:`~calkd_det.calibration.reliability.Reliability`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ def plot_reliability(
 ) -> Figure:
     """Draw accuracy against confidence, one point a bin, on ``ax`` or on a new figure.
 
-    The point lies at the bin's *mean* confidence; the bar from the diagonal to it is the gap that
-    the ECE sums, coloured by its sign; the line is a 95 % Wilson interval. Empty bins are left
-    out. A new figure also gets :func:`plot_histogram` below. No pyplot state is touched.
+    Each point lies at the mean confidence of its bin. The bar from the diagonal to the point is
+    the gap that the ECE sums, coloured by its sign. The line is a 95 % Wilson interval. Empty bins
+    are left out. A new figure also gets :func:`plot_histogram` below the diagram. The state of
+    pyplot is not changed.
 
     Args:
-        reliability: What to draw.
+        reliability: The bins to draw.
         ax: Axes for the diagram alone, or None for a new figure.
-        title: Shown above the diagram.
+        title: Title of the diagram.
 
     Returns:
-        The figure that was drawn on; ``figure.savefig(path)`` writes it.
+        The figure with the diagram; ``figure.savefig(path)`` writes it.
     """
     if ax is not None:
         _draw_reliability(ax, reliability, title)
@@ -50,7 +51,7 @@ def plot_reliability(
 
 
 def plot_histogram(reliability: Reliability, ax: Axes) -> None:
-    """Draw how many samples each bin holds, on a log axis."""
+    """Draw the number of samples of each bin on a log axis."""
     for lower, upper, count in zip(reliability.lower, reliability.upper, reliability.count):
         if count:
             ax.bar(
@@ -81,13 +82,13 @@ def plot_before_after(
     """Draw reliability at T = 1 and at ``temperature`` side by side, with their histograms.
 
     Args:
-        before: Reliability of the logits as they are.
-        after: Reliability of the logits divided by ``temperature``.
+        before: Reliability at T = 1.
+        after: Reliability at ``temperature``.
         temperature: The T of ``after``.
-        title: Shown above both.
+        title: Title of the figure.
 
     Returns:
-        A figure; ``figure.savefig(path)`` writes it.
+        The figure; ``figure.savefig(path)`` writes it.
     """
     figure = _new_figure(9.2)
     diagrams, histograms = figure.subplots(2, 2, sharex=True, sharey='row', height_ratios=(3.2, 1))
@@ -123,7 +124,7 @@ def _draw_reliability(ax: Axes, reliability: Reliability, title: str | None) -> 
         if math.isnan(accuracy):
             continue
         color = OVER_CONFIDENT if accuracy < confidence else UNDER_CONFIDENT
-        # Equal-mass bins can be very wide: their bars must not cover their neighbours.
+        # Equal-mass bins can be very wide, and their bars would cover their neighbours.
         half = min(0.42 * (upper - lower), 0.028)
         ax.bar(
             confidence, accuracy - confidence, 2 * half, bottom=confidence, color=color, alpha=0.35
@@ -152,7 +153,7 @@ def _draw_reliability(ax: Axes, reliability: Reliability, title: str | None) -> 
 
 
 def draw_legend(figure: Figure) -> None:
-    """Draw below all panels what colours and lines of a reliability diagram mean."""
+    """Draw the legend of colours and lines below all panels of a figure."""
     figure.legend(
         handles=[
             Patch(color=OVER_CONFIDENT, alpha=0.5, label='over-confident'),

@@ -1,4 +1,4 @@
-"""Reliability of a classifier's confidence: binning, and the calibration errors read from it."""
+"""Reliability of a classifier: binned confidence and accuracy, and calibration errors."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _NUM_SUMS = 5  # count, weight, squared weight, weighted confidence, weighted hi
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence and accuracy per bin: what a reliability diagram draws and an ECE sums.
+    """Confidence and accuracy of each bin, from which all calibration errors are computed.
 
     Bins are ``(lower, upper]``; the first one also holds a confidence of exactly 0. Every field
-    has one entry a bin. An empty bin has weight 0 and NaN confidence and accuracy: it is unknown,
-    not perfect, and adds to no error.
+    has one entry a bin. An empty bin has weight 0 and NaN confidence and accuracy, and adds to no
+    error.
 
     Attributes:
         lower: Lower edge, excluded.
         upper: Upper edge, included.
         count: Number of samples of non-zero weight.
         weight: Sum of weights.
-        effective_count: ``(sum w)^2 / sum w^2`` (Kish): the count that equal weights would need.
+        effective_count: Effective sample size ``(sum w)^2 / sum w^2`` (Kish).
         confidence: Weighted mean confidence.
-        accuracy: Weighted mean of 'the top label is right'.
+        accuracy: Weighted share of samples whose most probable class is their label.
     """
 
     lower: tuple[float, ...]
@@ -51,7 +51,7 @@ class Reliability:
 
     @property
     def gap(self) -> tuple[float, ...]:
-        """Accuracy minus confidence per bin: negative is over-confident, NaN is empty."""
+        """Accuracy minus confidence of each bin: negative is over-confident, NaN is empty."""
         return tuple(a - c for a, c in zip(self.accuracy, self.confidence))
 
     @property
@@ -116,17 +116,17 @@ def wilson_interval(accuracy: float, count: float) -> tuple[float, float]:
 def top_label(
     probs: Tensor, labels: Tensor, *, activation: Activation = 'softmax'
 ) -> tuple[Tensor, Tensor]:
-    """Confidence and correctness of the most probable class.
+    """Return confidence and correctness of the most probable class.
 
     Args:
         probs: (N, C) in [0, 1], any floating dtype.
-        labels: (N,) integers. Softmax: [0, C), and a correctly predicted background is a hit like
-            any other. Sigmoid: [0, C]; a background sample (label C) is never a hit, because its
-            top score claims an object that is not there. Leave background out by zero weights.
-        activation: Where ``probs`` came from; decides which labels are legal.
+        labels: (N,) integers. Softmax: [0, C); a correctly predicted background is a hit like any
+            other. Sigmoid: [0, C]; a background sample (label C) is never a hit, because its top
+            score claims an object that is not there. Zero weights leave the background out.
+        activation: The activation that ``probs`` came from. It decides the range of labels.
 
     Returns:
-        Confidences (N,) in float64 and hits (N,) as bool. Tied classes: ``argmax`` decides.
+        Confidences (N,) in float64 and hits (N,) as bool. Of equal scores ``argmax`` decides.
 
     Raises:
         ValueError: Empty, non-finite or out-of-range probabilities, or bad labels.
@@ -147,15 +147,15 @@ def reliability(
     weights: Tensor | None = None,
     activation: Activation = 'softmax',
 ) -> Reliability:
-    """Top-label reliability of class probabilities.
+    """Compute the top-label reliability of class probabilities.
 
     Args:
         probs: (N, C) in [0, 1], any floating dtype.
         labels: (N,) integers, see :func:`top_label` for background.
         n_bins: Number of bins.
-        binning: ``'width'``: equal-width bins. ``'mass'``: bins of equal total weight; tied
-            confidences are never split, so that the order of samples changes nothing, and heavy
-            ties give fewer bins.
+        binning: ``'width'``: bins of equal width. ``'mass'``: bins of equal total weight. Equal
+            confidences stay in one bin, so the order of samples changes nothing, and there can be
+            fewer bins than ``n_bins``.
         weights: (N,) non-negative, or None for equal weights.
         activation: ``'softmax'`` or ``'sigmoid'``.
 
@@ -183,9 +183,17 @@ def reliability_from_confidences(
     binning: Binning = 'width',
     weights: Tensor | None = None,
 ) -> Reliability:
-    """Reliability of confidences (N,) in [0, 1] that came true (``hits``, (N,) bool) or not.
+    """Compute the reliability of confidences, given which of them came true.
 
-    Arguments and errors are those of :func:`reliability`.
+    Args:
+        confidences: (N,) in [0, 1], any floating dtype.
+        hits: (N,) bool, whether the prediction was right.
+        n_bins: Number of bins.
+        binning: See :func:`reliability`.
+        weights: (N,) non-negative, or None for equal weights.
+
+    Raises:
+        ValueError: Empty, non-finite or out-of-range confidences, bad hits, weights or ``n_bins``.
 
     Example:
         >>> hits = torch.tensor([True, False])
@@ -211,7 +219,7 @@ def adaptive_ece(
     weights: Tensor | None = None,
     activation: Activation = 'softmax',
 ) -> float:
-    """ACE, top-label, equal-mass bins: the ECE of ``reliability(..., binning='mass')``.
+    """Compute the top-label ACE: the ECE of ``reliability(..., binning='mass')``.
 
     The class-wise metric that Nixon et al. (2019) call ACE is
     ``classwise_ece(..., binning='mass')``.
@@ -230,11 +238,11 @@ def classwise_ece(
     weights: Tensor | None = None,
     activation: Activation = 'softmax',
 ) -> float:
-    """Class-wise ECE: the mean over classes of the ECE of 'p_c' against 'the label is c'.
+    """Compute the class-wise ECE: the mean over classes of the ECE of 'p_c' against 'label is c'.
 
-    With equal-width bins this is the classwise-ECE of Kull et al. (2019, also called SCE), with
-    equal-mass bins the ACE of Nixon et al. (2019). Every class counts the same, also one that no
-    sample has. A sigmoid head's background (label C) is a negative for each class.
+    With equal-width bins this is the classwise-ECE of Kull et al. (2019), also called SCE. With
+    equal-mass bins it is the ACE of Nixon et al. (2019). Every class has the same weight, also a
+    class without samples. A sigmoid head's background (label C) is a negative of each class.
 
     Arguments and errors are those of :func:`reliability`.
 
@@ -257,7 +265,7 @@ def classwise_ece(
 
 
 class ReliabilityAccumulator:
-    """Top-label reliability of a stream, in equal-width bins.
+    """Top-label reliability of a stream of samples, in equal-width bins.
 
     The whole state is the float64 tensor ``sums`` (5, n_bins). The state of several processes is
     the sum of theirs (``all_reduce``).
@@ -294,7 +302,11 @@ class ReliabilityAccumulator:
         self.sums += sums.to(self.sums.device)
 
     def compute(self) -> Reliability:
-        """Return the reliability of everything seen; ``ValueError`` if that has no weight."""
+        """Return the reliability of all samples so far.
+
+        Raises:
+            ValueError: There are no samples of non-zero weight.
+        """
         if self.sums[1].sum() == 0:
             raise ValueError('no samples of non-zero weight: call update() before compute().')
         return _from_sums(self._edges, self.sums)
@@ -324,12 +336,12 @@ def _equal_width_edges(n_bins: int) -> Tensor:
 
 
 def _equal_mass_edges(confidences: Tensor, weights: Tensor, n_bins: int) -> Tensor:
-    """Edges at the confidences where the summed weight reaches each k / n_bins of the total."""
+    """Return the edges at which the summed weight reaches each k / n_bins of the total."""
     _check_n_bins(n_bins)
     order = confidences.argsort()
     mass = weights[order].cumsum(0)
     targets = torch.arange(1, n_bins, dtype=torch.float64, device=mass.device) / n_bins
-    # The tolerance keeps rounding of the sum from moving a boundary by one sample.
+    # Without a tolerance, rounding of the sum could move an edge by one sample.
     reached = torch.searchsorted(mass, targets * mass[-1] * (1 - 1e-12))
     inner = confidences[order][reached].unique()
     inner = inner[(inner > 0) & (inner < 1)].cpu()

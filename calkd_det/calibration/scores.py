@@ -11,25 +11,26 @@ from torch import Tensor
 from calkd_det.calibration.validation import check_matrix, check_probabilities, check_targets
 from calkd_det.taps.samples import Activation
 
-CHUNK_ROWS = 4096  # a few MB of work stay in cache: four times more is twice as slow
+CHUNK_ROWS = 4096  # a few MB stay in the cache; four times as many rows are twice as slow
 
 
 def row_chunks(num_rows: int) -> Iterator[slice]:
-    """Slices over the rows of a matrix, so that float64 copies stay small."""
+    """Return slices over the rows of a matrix, so that float64 copies stay small."""
     return (slice(start, start + CHUNK_ROWS) for start in range(0, num_rows, CHUNK_ROWS))
 
 
 def class_scores(logits: Tensor, activation: Activation) -> Tensor:
-    """The scores (N, C) that a head of this activation makes of logits (N, C)."""
+    """Return the scores (N, C) of logits (N, C) under the head's activation."""
     return logits.softmax(dim=1) if activation == 'softmax' else logits.sigmoid()
 
 
 def logit_margins(logits: Tensor, labels: Tensor, activation: Activation) -> Tensor:
-    """Rewrite logits as margins u (N, C) in which the loss has no label any more.
+    """Return margins u (N, C), from which the likelihood is computed without the labels.
 
-    With inverse temperature b, the negative log-likelihood of a sample is ``logsumexp(b u)`` for
-    softmax (``u_k = z_k - z_label``) and ``sum softplus(b u)`` for sigmoid (``u = z``, sign flipped
-    at the label). Both are convex in b, and terms of one sign never cancel in the derivative.
+    Softmax: ``u_k = z_k - z_label``, and the negative log-likelihood of a sample at inverse
+    temperature b is ``logsumexp(b u)``. Sigmoid: ``u = z`` with the sign flipped at the label, and
+    it is ``sum softplus(b u)``. Both are convex in b. In the derivative, terms of one sign do not
+    cancel.
     """
     rows = torch.arange(len(labels), device=logits.device)
     if activation == 'softmax':
@@ -41,7 +42,7 @@ def logit_margins(logits: Tensor, labels: Tensor, activation: Activation) -> Ten
 
 
 def margin_nll(margins: Tensor, beta: float, activation: Activation) -> Tensor:
-    """Negative log-likelihood (N,) in nats of margins (N, C) at inverse temperature ``beta``."""
+    """Return the NLL (N,) in nats of margins (N, C) at inverse temperature ``beta``."""
     scaled = margins * beta
     if activation == 'softmax':
         return scaled.logsumexp(dim=1)
@@ -49,7 +50,7 @@ def margin_nll(margins: Tensor, beta: float, activation: Activation) -> Tensor:
 
 
 def margin_slope(margins: Tensor, beta: float, activation: Activation) -> Tensor:
-    """Derivative (N,) of :func:`margin_nll` by ``beta``; it never decreases in ``beta``."""
+    """Return the derivative (N,) of :func:`margin_nll` by ``beta``, which never decreases."""
     scaled = margins * beta
     gates = class_scores(scaled, activation)
     return torch.linalg.vecdot(margins, gates)
@@ -63,7 +64,7 @@ def negative_log_likelihood(
     activation: Activation = 'softmax',
     weights: Tensor | None = None,
 ) -> float:
-    """Weighted mean negative log-likelihood of ``logits / temperature``, in nats, in float64.
+    """Compute the weighted mean NLL of ``logits / temperature`` in nats, in float64.
 
     Args:
         logits: (N, C), any floating dtype.
@@ -97,15 +98,16 @@ def brier_score(
     activation: Activation = 'softmax',
     weights: Tensor | None = None,
 ) -> float:
-    """Weighted mean of the squared distance between probabilities and one-hot targets.
+    """Compute the weighted mean squared distance between probabilities and one-hot targets.
 
-    ``mean_n sum_c (p_nc - y_nc)^2`` (Brier 1950): [0, 2] for softmax, [0, C] for sigmoid.
+    It is ``mean_n sum_c (p_nc - y_nc)^2`` (Brier 1950), in [0, 2] for softmax and [0, C] for
+    sigmoid.
 
     Args:
         probs: (N, C) in [0, 1], any floating dtype.
         labels: (N,) integers. Softmax: [0, C). Sigmoid: [0, C], where C (background) has the
             all-zero target.
-        activation: Where ``probs`` came from; decides which labels are legal.
+        activation: The activation that ``probs`` came from. It decides the range of labels.
         weights: (N,) non-negative, or None for equal weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fitting the temperature T that minimises the negative log-likelihood of ``logits / T``."""
+"""Fits of the temperature T that minimises the negative log-likelihood of ``logits / T``."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ DEFAULT_BOUNDS = (0.05, 20.0)
 
 # The slope curve is smooth on this scale in ln T, so that a quintic spline gives T to about 1e-6.
 _GRID_STEP = 0.1
-# Samples without a group are dealt into this many: the spread of T is still estimated to 2 %.
+# Samples without a group are spread over this many; the width of the interval is right to 2 %.
 _MAX_DEALT_GROUPS = 4096
 _COUNTS_PER_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
 class TemperatureFit:
-    """A fitted temperature and what is known about it.
+    """A fitted temperature with its likelihood and interval.
 
     Attributes:
-        temperature: T of least negative log-likelihood within ``bounds``.
+        temperature: The T of least negative log-likelihood within ``bounds``.
         nll_before: Weighted mean negative log-likelihood at T = 1, in nats.
         nll_after: The same at ``temperature``.
-        at_bound: Whether T stopped at one of ``bounds``, and so is no minimum.
+        at_bound: Whether T stopped at one of ``bounds``. It is then no minimum.
         interval: 95 % bootstrap percentile interval of T; None with fewer than two groups or
             without resamples.
         num_samples: Number of samples of non-zero weight.
@@ -63,12 +63,13 @@ class TemperatureFit:
 
 
 class TemperatureAccumulator:
-    """Fit T to a stream of logits in one pass, keeping none of them.
+    """Fit of T to a stream of logits in one pass, without keeping the logits.
 
-    The derivative of the negative log-likelihood by 1/T is summed per group (image) at about 60
-    temperatures, evenly spaced in ln T. Those curves add up, so they give the minimum, and after
-    resampling the groups its interval. Memory: groups x 61 x 8 bytes (2.4 MB for 5,000 images),
-    whatever the number of samples. T agrees with :func:`fit_temperature` to better than 1e-4.
+    For each group (image) the derivative of the negative log-likelihood by 1/T is summed at about
+    60 temperatures, evenly spaced in ln T. The sum over groups is zero at the fitted T. Sums over
+    resampled groups give its interval. The memory is groups x 61 x 8 bytes (2.4 MB for 5,000
+    images), whatever the number of samples. T agrees with :func:`fit_temperature` to better than
+    1e-4.
 
     Args:
         activation: ``'softmax'`` or ``'sigmoid'``, see :func:`fit_temperature`.
@@ -118,9 +119,9 @@ class TemperatureAccumulator:
         weights: Tensor | None = None,
         groups: Tensor | None = None,
     ) -> None:
-        """Add samples: logits (N, C), labels (N,), weights (N,) or None, group ids (N,) or None.
+        """Add samples; see :func:`fit_temperature` for the arguments.
 
-        Logits are evaluated in their own dtype (half precision in float32), sums are float64.
+        Logits are evaluated in their own dtype, half precision in float32. Sums are in float64.
         """
         check_matrix('logits', logits)
         labels = check_labels(labels, *logits.shape, self.activation).to(logits.device)
@@ -137,10 +138,10 @@ class TemperatureAccumulator:
             )
 
     def compute(self, *, num_resamples: int = 1000, seed: int = 0) -> TemperatureFit:
-        """Return the fit to everything seen so far.
+        """Return the fit to all samples so far.
 
         Raises:
-            ValueError: Nothing seen, all weights zero, or a likelihood that no T changes.
+            ValueError: There are no samples, all weights are zero, or no T changes the likelihood.
         """
         if self._grouped is None:
             raise ValueError('no samples: call update() before compute().')
@@ -247,19 +248,21 @@ def fit_temperature(
 ) -> TemperatureFit:
     """Fit the temperature T of ``logits / T`` by maximum likelihood (Guo et al. 2017).
 
-    The negative log-likelihood is convex in 1/T, so its derivative has one sign change and root
-    bracketing always finds it, to about 1e-9 in float64 (a minimiser of the likelihood itself
-    would stop at the square root of the machine's precision). Perfectly classified samples drive
-    T to the lower bound, labels unrelated to the logits to the upper one: ``at_bound`` tells. The
-    interval is a percentile bootstrap over groups, because RoIs of one image are not independent;
-    without groups it resamples single samples (dealt into at most 4,096 groups).
+    The negative log-likelihood is convex in 1/T, so its derivative changes sign once. Root
+    bracketing finds that T to about 1e-9 in float64. A minimiser of the likelihood itself would
+    stop at the square root of the machine's precision. ``at_bound`` is True where T stops at a
+    bound: the lower one if all samples are classified right, the upper one if the labels have
+    nothing to do with the logits.
+
+    The interval is a percentile bootstrap over groups, because RoIs of one image are not
+    independent. Without groups it resamples samples, spread over at most 4,096 groups.
 
     Args:
         logits: (N, C), any floating dtype.
         labels: (N,) integers. Softmax: [0, C), background being one of the classes. Sigmoid:
             [0, C], where C is background, the all-zero target.
         weights: (N,) non-negative, or None for equal weights. Zero leaves a sample out.
-        groups: (N,) integer ids of what was sampled independently (image ids), or None.
+        groups: (N,) integer ids of the independent units, i.e. image ids; or None.
         activation: ``'softmax'``: cross-entropy. ``'sigmoid'``: Bernoulli, summed over classes.
         bounds: Smallest and largest T; must contain 1.
         num_resamples: Bootstrap resamples; 0 for no interval.
@@ -293,7 +296,7 @@ def fit_temperature(
 
 
 def _minimise(log_t: np.ndarray, slopes: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """T (R,) at which slope curves (R, P), falling in ln T, cross zero; else the nearer bound."""
+    """Return T (R,) at which slopes (R, P), falling in ln T, are zero, else the nearer bound."""
     positive = (slopes > 0).sum(axis=1)
     left = np.clip(positive - 1, 0, len(log_t) - 2)
     low, high = log_t[left], log_t[left + 1]
@@ -319,7 +322,7 @@ def _polish(
     temperature: float,
     bounds: tuple[float, float],
 ) -> float:
-    """Refine T by bracketing the root of the float64 derivative around it."""
+    """Return T refined by bracketing the root of the float64 derivative."""
 
     @torch.no_grad()
     def slope(beta: float) -> float:

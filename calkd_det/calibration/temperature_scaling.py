@@ -1,4 +1,4 @@
-"""Temperature scaling, the teacher's calibrator."""
+"""Temperature scaling, the default calibrator of a teacher."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SCHEMA_VERSION = 1
 
 
 class Calibrator(nn.Module):
-    """Turns a detector's class logits into calibrated ones of the same shape, in float32."""
+    """Base class of calibrators, which map class logits to float32 logits of the same shape."""
 
     def prepare(self) -> None:
-        """Reads what :meth:`forward` needs from disk. Called once, when training starts."""
+        """Read what :meth:`forward` needs from disk. Called once, when training starts."""
 
     def forward(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -28,7 +28,7 @@ class Calibrator(nn.Module):
 
 @MODELS.register_module()
 class TemperatureScaling(Calibrator):
-    """Divides class logits by a temperature T.
+    """Calibrator that divides class logits by a temperature T.
 
     T > 1 lowers the confidence, T < 1 raises it, the ranking of classes stays. (Guo et al.,
     `On Calibration of Modern Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2;
@@ -62,7 +62,7 @@ class TemperatureScaling(Calibrator):
 
     @property
     def temperature(self) -> float:
-        """T; read from the file the first time it is asked for, where there is one."""
+        """The temperature T. Where the config names a file, the first access reads it."""
         if self._temperature is None:
             self._temperature = read_temperature(self.path)
         return self._temperature
@@ -81,7 +81,7 @@ class TemperatureScaling(Calibrator):
 
 
 def read_temperature(path: Path) -> float:
-    """Reads ``temperature`` from a calibration file; errors as in :func:`read_calibration`.
+    """Read ``temperature`` from a calibration file; errors as in :func:`read_calibration`.
 
     Raises:
         ConfigError: Also where it is not a finite number > 0.
@@ -91,7 +91,7 @@ def read_temperature(path: Path) -> float:
 
 
 def read_calibration(path: Path, field: str, key: str) -> Any:
-    """Reads one field of a calibration file.
+    """Read one field of a calibration file.
 
     Args:
         path: A JSON object with ``field`` and, optionally, ``schema_version``.

@@ -1,4 +1,4 @@
-"""Argument checks shared by the calibration functions: bad numbers get a sentence, not a NaN."""
+"""Argument checks of the calibration functions: bad values raise an error instead of giving NaN."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_matrix(name: str, values: Tensor) -> None:
 def check_labels(labels: Tensor, num_samples: int, num_classes: int, activation: str) -> Tensor:
     """Return ``labels`` as int64 after checking shape, dtype and range.
 
-    A softmax head's background is an ordinary class, so labels lie in [0, C). A sigmoid head has
-    no background output: label C means 'none of the C classes'.
+    A softmax head has an output for the background, so labels are in [0, C). A sigmoid head has
+    none, and label C means 'none of the C classes'.
     """
     check_choice('activation', activation, ('softmax', 'sigmoid'))
     _check_vector('labels', labels, num_samples)
@@ -83,13 +83,13 @@ def check_targets(
 
 
 def check_total_weight(weights: Tensor) -> None:
-    """Raise ``ValueError`` where all weights are zero."""
+    """Raise ``ValueError`` if all weights are zero."""
     if not weights.sum() > 0:
         raise ValueError('weights are all zero: there is nothing to average.')
 
 
 def check_probabilities(name: str, values: Tensor) -> None:
-    """Raise ``ValueError`` for a value outside [0, 1]; rounding of float32 (1e-6) is forgiven."""
+    """Raise ``ValueError`` for a value outside [0, 1], with a tolerance of 1e-6 for float32."""
     _check_rows(name, (values >= -1e-6) & (values <= 1 + 1e-6), 'outside [0, 1]')
 
 

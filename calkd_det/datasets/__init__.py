@@ -1,4 +1,4 @@
-"""Data sets that come with CalKD-Det."""
+"""Data sets that are part of CalKD-Det."""
 
 from calkd_det.datasets.mini import MiniDataset, write_mini_dataset
 

@@ -1,7 +1,6 @@
-"""Small pictures of single things, to be pasted into scenes: where they come from, who gets which.
+"""Items: small grey pictures of one thing each, with a class, that are pasted into scenes.
 
-An item is one grey picture with a class. The digits come with scikit-learn; Fashion-MNIST is read
-from its four IDX files.
+The digits come with scikit-learn. Fashion-MNIST is read from its four IDX files.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ class Items:
     """All items of one source.
 
     Attributes:
-        name: what the source is called, such as ``'digits'``.
-        images: uint8, shape (N, H, W), 0 where there is no ink.
+        name: The name of the source, such as ``'digits'``.
+        images: uint8, shape (N, H, W), 0 outside of the item.
         labels: int64, shape (N,), indices into ``classes``.
-        classes: the class names.
-        textured: True if the grey values inside an item are its texture, False if they only say
-            how much of a pixel the ink covers.
-        credit: where the items come from and under which licence, as a COCO ``licenses`` entry
-            less its id, plus a ``description``.
+        classes: The class names.
+        textured: Whether grey values inside an item are its texture. Otherwise a grey value is the
+            share of the pixel that the item covers.
+        credit: Origin and licence of the items: a COCO ``licenses`` entry without its id, and a
+            ``description``.
     """
 
     name: str
@@ -69,21 +68,22 @@ class Items:
     credit: dict[str, str]
 
     def sha256(self) -> str:
-        """Returns the hex digest of the pictures and their labels."""
+        """Return the SHA-256 of the pictures and their labels, in hexadecimal."""
         digest = hashlib.sha256(self.images.tobytes())
         digest.update(self.labels.astype('<i8').tobytes())
         return digest.hexdigest()
 
 
 def load_items(name: str, source: str | Path | None = None) -> Items:
-    """Loads the items of a source.
+    """Load the items of a source.
 
     Args:
-        name: one of ``SOURCES``.
-        source: the folder of the Fashion-MNIST files; None means where Debian's package puts them.
+        name: One of ``SOURCES``.
+        source: The folder of the Fashion-MNIST files; None for the folder of Debian's package.
 
     Raises:
-        ConfigError: if the source is unknown, or its files are missing or damaged.
+        ConfigError: The source is unknown, its files are missing or damaged, or the digits need
+            scikit-learn, which is not installed.
     """
     if name not in SOURCES:
         raise ConfigError(f"items has no source '{name}': {did_you_mean(name, SOURCES)}.")
@@ -95,7 +95,7 @@ def load_items(name: str, source: str | Path | None = None) -> Items:
 
 
 def load_digit_items() -> Items:
-    """Loads scikit-learn's 1,797 handwritten digits, 8x8."""
+    """Load scikit-learn's 1,797 handwritten digits, 8x8."""
     bunch = import_sklearn_datasets().load_digits()
     return Items(
         name='digits',
@@ -114,12 +114,15 @@ def load_digit_items() -> Items:
 
 
 def load_fashion_items(folder: str | Path) -> Items:
-    """Loads the 70,000 pictures of Fashion-MNIST, 28x28.
+    """Load the 70,000 pictures of Fashion-MNIST, 28x28.
 
     Its train and test files are pooled, so that every source is split by the same rule.
 
+    Args:
+        folder: The folder of the four files, gzipped or not.
+
     Raises:
-        ConfigError: if a file is missing or damaged, or the files do not fit together.
+        ConfigError: A file is missing or damaged, or the files do not fit together.
     """
     folder = Path(folder)
     images, labels = [], []
@@ -165,17 +168,17 @@ def import_sklearn_datasets() -> ModuleType:
 
 
 def read_idx(path: str | Path, ndim: int) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, gzipped or not.
+    """Read an IDX file of unsigned bytes, gzipped or not.
 
     Args:
-        path: the file.
-        ndim: how many dimensions it must have.
+        path: The file.
+        ndim: The number of dimensions that it must have.
 
     Returns:
         uint8 array of ``ndim`` dimensions.
 
     Raises:
-        ConfigError: if the file cannot be read, is no such IDX file, or is cut short.
+        ConfigError: The file cannot be read, is not such an IDX file, or is truncated.
     """
     try:
         data = Path(path).read_bytes()
@@ -190,7 +193,7 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
         )
     shape = tuple(int(n) for n in np.frombuffer(data, '>u4', count=ndim, offset=4))
     values = np.frombuffer(data, np.uint8, offset=start)
-    # Python's integers, because a damaged header may name more values than an int64 can count.
+    # Python's integers, because the product of a damaged header may overflow an int64.
     expected = 1
     for n in shape:
         expected *= n
@@ -203,17 +206,17 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
 
 
 def split_pool(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Deals the items out to the splits, class by class, so that no two splits share an item.
+    """Split the items by class, so that no two splits share an item.
 
     Args:
-        labels: integers, shape (N,), the class of each item.
-        seed: the same seed and labels always give the same split.
+        labels: Integers, shape (N,), the class of each item.
+        seed: Seed of the split.
 
     Returns:
         For each of ``SPLITS``, the sorted item ids (indices into ``labels``), int64, shape (N_s,).
 
     Raises:
-        ConfigError: if a class has too few items to give each split one.
+        ConfigError: A class has too few items for one in each split.
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}

@@ -1,8 +1,8 @@
-"""A small detection set in COCO format, drawn from data that can be shipped.
+"""The mini data set: a small detection set in COCO format, made of data with free licences.
 
-Real handwritten digits (or Fashion-MNIST's clothes) are turned, coloured and blended onto random
-pieces of two real photographs. The same arguments and library versions give the same bytes. The
-splits share no item; they do share the two photographs.
+Real handwritten digits, or Fashion-MNIST's clothes, are turned, coloured and blended onto random
+crops of two real photographs. The same arguments and library versions give the same bytes. The
+splits share the two photographs but no item.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULT_NUM_IMAGES = {'train': 640, 'calibration': 200, 'val': 300}
 DEFAULT_IMAGE_SIZE = 128
 MIN_IMAGE_SIZE = 96
 JPEG_QUALITY = 95
-# Each split numbers its images from a base of its own, so no id occurs in two of them.
+# The ids of each split start at another multiple, so no two splits share an id.
 ID_STRIDE = 1_000_000
 
 MANIFEST = 'mini_dataset.json'
@@ -50,11 +50,11 @@ class MiniDataset:
     """A mini data set on disk.
 
     Attributes:
-        root: its folder, with a folder of images for each split and ``annotations/<split>.json``.
-        created: False if it was already there.
-        classes: the class names, in the order of the category ids 1, 2, ...
-        num_images: images by split.
-        boxes_per_class: boxes by split, then by class name.
+        root: Its folder, with a folder of images for each split and ``annotations/<split>.json``.
+        created: False if the data set existed already.
+        classes: The class names, in the order of the category ids 1, 2, ...
+        num_images: Number of images by split.
+        boxes_per_class: Number of boxes by split, then by class name.
     """
 
     root: Path
@@ -65,11 +65,11 @@ class MiniDataset:
 
     @property
     def samples(self) -> Path:
-        """The picture of sample images with their boxes."""
+        """The file of the picture of sample images with their boxes."""
         return self.root / SAMPLES
 
     def annotations(self, split: str) -> Path:
-        """Returns the COCO annotation file of a split."""
+        """Return the COCO annotation file of a split."""
         return _annotation_file(self.root, split)
 
 
@@ -84,25 +84,26 @@ def write_mini_dataset(
     overwrite: bool = False,
     progress: bool = False,
 ) -> MiniDataset:
-    """Writes the mini data set, unless the same one is already there.
+    """Write the mini data set, unless it exists already.
 
-    An image depends on the source, the seed, the image size, its split and its number alone: asking
-    for more images of one split changes no other image. A run that was interrupted is started over.
+    An image depends only on the source, the seed, the image size, its split and its number: more
+    images of one split change no other image. An interrupted run is started again.
 
     Args:
-        out_dir: the folder to write to. Files that this function does not write are left alone.
+        out_dir: The folder to write to. Other files in it are not touched.
         items: ``'digits'`` (scikit-learn's) or ``'fashion-mnist'``.
-        source: the folder of the Fashion-MNIST files; None means where Debian's package
-            ``dataset-fashion-mnist`` puts them.
-        num_images: images by split; a split left out gets its ``DEFAULT_NUM_IMAGES``.
-        image_size: side of the square images in pixels.
-        seed: decides the pools of items and every image; not negative.
-        overwrite: replace a mini data set that was made with other arguments.
-        progress: show a progress bar.
+        source: The folder of the Fashion-MNIST files; None for the folder of Debian's package
+            ``dataset-fashion-mnist``.
+        num_images: Number of images by split; ``DEFAULT_NUM_IMAGES`` for a split left out.
+        image_size: Side of the square images in pixels.
+        seed: Seed of the split of items and of every image, >= 0.
+        overwrite: Replace a mini data set that was made with other arguments.
+        progress: Show a progress bar.
 
     Raises:
-        ConfigError: if an argument is out of range, the source is missing or damaged, or
-            ``out_dir`` holds another mini data set (without ``overwrite``) or something else.
+        ConfigError: An argument is out of range, the source is missing or damaged, scikit-learn is
+            not installed, or ``out_dir`` holds another mini data set (without ``overwrite``) or
+            other files.
     """
     root = Path(out_dir)
     counts = _checked_counts(num_images)
@@ -127,7 +128,13 @@ def write_mini_dataset(
 
 
 def annotate(image_id: int, scene: Scene, first_annotation_id: int) -> tuple[dict, list[dict]]:
-    """Describes a scene as a COCO image entry and its annotation entries."""
+    """Return a scene as a COCO image entry and its annotation entries.
+
+    Args:
+        image_id: The id of the image.
+        scene: The scene.
+        first_annotation_id: The id of its first annotation; the others follow.
+    """
     height, width = scene.image.shape[:2]
     image = {
         'id': image_id,
@@ -185,7 +192,7 @@ def _build(
                 rng = np.random.default_rng(seeds)
                 scene = draw_scene(rng, items, pools[split], photos, request['image_size'])
                 image_id = split_index * ID_STRIDE + number
-                # Ids start at 1: COCO's evaluation takes an annotation id of 0 for no match.
+                # Ids start at 1, because COCO's evaluation reads an annotation id of 0 as no match.
                 image, annotations = annotate(image_id, scene, len(coco['annotations']) + 1)
                 _write_image(
                     folder / image['file_name'],
@@ -212,7 +219,7 @@ def _build(
             'scikit-learn': version('scikit-learn'),
         },
     }
-    # Written last: a folder without it is one whose run was interrupted.
+    # Written last, so that a folder without it is an interrupted run.
     (root / MANIFEST).write_bytes(_json_bytes(manifest, indent=2))
     return _as_dataset(root, manifest, created=True)
 
@@ -287,7 +294,7 @@ def _as_dataset(root: Path, manifest: dict[str, Any], *, created: bool) -> MiniD
 
 
 def _clear(root: Path) -> None:
-    """Removes the files of an earlier run, and nothing else."""
+    """Remove the files of an earlier run, and no others."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f'{root} is not a folder.')
     files = [path for path in root.rglob('*') if not path.is_dir()]
@@ -298,7 +305,7 @@ def _clear(root: Path) -> None:
             f'{root} is not a mini data set, as it holds {stranger.relative_to(root)}: '
             'choose an empty or a new folder.'
         )
-    # The manifest goes first, so that an interruption here does not leave a set that looks whole.
+    # The manifest is removed first, so that an interrupted removal does not look complete.
     for path in sorted(own, key=lambda path: path.name != MANIFEST):
         path.unlink()
 
@@ -308,7 +315,7 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _write_image(path: Path, image: np.ndarray, *options: int) -> None:
-    # Not cv2.imwrite, which returns False in place of an error.
+    # cv2.imwrite would return False instead of raising an error.
     _, data = cv2.imencode(path.suffix, np.ascontiguousarray(image), options)
     path.write_bytes(data.tobytes())
 

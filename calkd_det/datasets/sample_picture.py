@@ -20,10 +20,10 @@ SAMPLE_BOX = (0, 255, 255)
 
 
 def draw_samples(root: Path) -> np.ndarray:
-    """Draws the first images of each split, a row a split, with their boxes and class names.
+    """Draw the first images of each split, one row a split, with their boxes and class names.
 
     Args:
-        root: a folder with images and annotation files.
+        root: The folder of a mini data set.
 
     Returns:
         BGR, uint8, shape (height, width, 3).
@@ -65,7 +65,7 @@ def _draw_boxes(picture: np.ndarray, boxes: Sequence[Xywh], names: Sequence[str]
 
 
 def _find_tag(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh:
-    """Finds where a box's name covers the least of what is drawn: around the box, or inside it."""
+    """Find the place of a box's name, around or inside the box, that covers the least."""
     x, y, box_width, box_height = box
     right, bottom = x + box_width, y + box_height
     corners = [(x, y - height), (x, bottom), (right, y), (x - width, y), (x, y)]
@@ -74,7 +74,7 @@ def _find_tag(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh
         for left, top in corners
         if 0 <= left <= SAMPLE_SIDE - width and 0 <= top <= SAMPLE_SIDE - height
     ]
-    # At a border's very corner no place may be left: then the drawing is cut off there.
+    # In a corner of the image no place may be left; the name is then cut off.
     tags = inside or [(x, y, width, height)]
     return min(tags, key=lambda tag: sum(overlap(tag, other) for other in taken))
 
@@ -91,5 +91,5 @@ def _put_text(
 
 
 def _read_image(path: Path) -> np.ndarray:
-    # Not cv2.imread, which returns None in place of an error.
+    # cv2.imread would return None instead of raising an error.
     return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)

@@ -1,4 +1,4 @@
-"""Scenes: items turned, coloured and blended onto a piece of a photograph, with tight boxes."""
+"""Scenes: items turned, coloured and blended onto a crop of a photograph, with tight boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Xywh = tuple[int, int, int, int]
 
 ITEM_SIZE = (18, 52)
 MAX_ITEMS = 6
-MAX_ANGLE = 20.0  # degrees; far from the half turn that makes a nine of a six
+MAX_ANGLE = 20.0  # degrees; at 180 a six would look like a nine
 MAX_OVERLAP = 0.15
 PLACING_TRIES = 20
 MIN_ALPHA = 0.1
@@ -34,9 +34,9 @@ class Box:
     """One item in a scene.
 
     Attributes:
-        xywh: left, top, width and height in whole pixels.
-        label: index of the class.
-        item_id: index of the item in its source.
+        xywh: Left, top, width and height in whole pixels.
+        label: Index of the class.
+        item_id: Index of the item in its source.
     """
 
     xywh: Xywh
@@ -50,9 +50,9 @@ class Scene:
 
     Attributes:
         image: RGB, uint8, shape (S, S, 3).
-        background: the same image before any item was blended in.
-        photo: file name of the photograph behind it.
-        boxes: 1 to ``MAX_ITEMS`` boxes; a later item lies over an earlier one.
+        background: The same image without items.
+        photo: File name of the photograph of the background.
+        boxes: 1 to ``MAX_ITEMS`` boxes. A later item is drawn over an earlier one.
     """
 
     image: np.ndarray
@@ -62,7 +62,14 @@ class Scene:
 
 
 def load_photos() -> dict[str, np.ndarray]:
-    """Loads scikit-learn's two photographs: file name to RGB, uint8, shape (427, 640, 3)."""
+    """Load scikit-learn's two photographs.
+
+    Returns:
+        RGB images, uint8, shape (427, 640, 3), by file name.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
     bunch = import_sklearn_datasets().load_sample_images()
     names = (name.replace('\\', '/').rsplit('/', 1)[-1] for name in bunch.filenames)
     return dict(sorted(zip(names, bunch.images)))
@@ -75,17 +82,17 @@ def draw_scene(
     photos: dict[str, np.ndarray],
     size: int,
 ) -> Scene:
-    """Draws one random scene.
+    """Draw one random scene.
 
-    Every class is as likely as any other, whatever its share of the pool. The boxes of two items
+    All classes are equally likely, whatever their shares of the pool. The boxes of two items
     overlap by at most ``MAX_OVERLAP`` of the smaller one, so no item hides another.
 
     Args:
-        rng: the only source of randomness.
-        items: the items of a source.
-        item_ids: integers, shape (M,), the items that may be used; at least one of each class.
-        photos: file name to RGB photograph, uint8, shape (H, W, 3).
-        size: side of the scene in pixels, more than any turned item's.
+        rng: The only source of randomness.
+        items: The items of a source.
+        item_ids: Integers, shape (M,), the items to choose from, at least one of each class.
+        photos: RGB photographs, uint8, shape (H, W, 3), by file name.
+        size: Side of the scene in pixels, larger than any turned item.
     """
     photo = str(rng.choice(list(photos)))
     background = crop_background(rng, photos[photo], size)
@@ -110,11 +117,12 @@ def draw_scene(
 
 
 def crop_background(rng: np.random.Generator, photo: np.ndarray, size: int) -> np.ndarray:
-    """Cuts a random square out of a photograph, flips it at random and changes its brightness.
+    """Crop a random square of a photograph, flip it at random and change its brightness.
 
     Args:
+        rng: The only source of randomness.
         photo: RGB, uint8, shape (H, W, 3).
-        size: side of the result in pixels.
+        size: Side of the result in pixels.
 
     Returns:
         RGB, uint8, shape (size, size, 3).
@@ -136,18 +144,18 @@ def crop_background(rng: np.random.Generator, photo: np.ndarray, size: int) -> n
 def warp_item(
     image: np.ndarray, *, size: float, angle: float, textured: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scales an item to ``size`` pixels, turns it, and cuts it out tightly.
+    """Scale an item to ``size`` pixels, turn it, and crop it tightly.
 
     Args:
         image: uint8, shape (H, H).
-        size: side of the scaled picture in pixels, before it is turned.
-        angle: degrees, anticlockwise.
-        textured: see ``Items.textured``.
+        size: Side of the scaled picture in pixels, before it is turned.
+        angle: Degrees, anticlockwise.
+        textured: See ``Items.textured``.
 
     Returns:
-        Two float32 arrays of shape (h, w): alpha, which is 0 or in [``MIN_ALPHA``, 1] and not 0
-        all along any border; and shade, the texture, of mean 0 over the item and in units of full
-        scale (all 0 for an item without texture).
+        Two float32 arrays of shape (h, w). Alpha is 0 or in [``MIN_ALPHA``, 1], and each border
+        has a pixel that is not 0. Shade is the texture, of mean 0 over the item and in units of
+        full scale, and 0 for an item without texture.
     """
     ink = image.astype(np.float32) / 255
     cover = _silhouette(image) if textured else ink
@@ -157,7 +165,7 @@ def warp_item(
     matrix = cv2.getRotationMatrix2D((middle, middle), angle, size / source_side)
     matrix[:, 2] += (side - 1) / 2 - middle
     warped = cv2.warpAffine(cover, matrix, (side, side), flags=cv2.INTER_CUBIC)
-    # The steeper ramp gives a clear edge to what bicubic scaling blurred.
+    # Bicubic scaling blurs the edge; the ramp makes it steep again.
     alpha = np.clip((warped - 0.2) / 0.4, 0, 1)
     alpha[alpha < MIN_ALPHA] = 0
     left, top, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
@@ -175,15 +183,16 @@ def find_place(
     size: int,
     others: Sequence[Xywh],
 ) -> Xywh | None:
-    """Finds a random place inside the scene that leaves the other boxes in sight.
+    """Find a random place inside the scene that does not hide the other boxes.
 
     Args:
-        shape: height and width of the item in pixels.
-        size: side of the scene in pixels.
-        others: boxes already there, as (x, y, w, h).
+        rng: The only source of randomness.
+        shape: Height and width of the item in pixels.
+        size: Side of the scene in pixels.
+        others: The boxes of the scene so far, as (x, y, w, h).
 
     Returns:
-        The box as (x, y, w, h), or None if ``PLACING_TRIES`` tries found no place.
+        The box as (x, y, w, h), or None if none of ``PLACING_TRIES`` tries found a place.
     """
     height, width = shape
     for _ in range(PLACING_TRIES):
@@ -196,9 +205,9 @@ def find_place(
 
 
 def overlap(a: Xywh, b: Xywh) -> float:
-    """Returns the intersection of two (x, y, w, h) boxes over the smaller area, in [0, 1].
+    """Return the intersection of two (x, y, w, h) boxes over the smaller area, in [0, 1].
 
-    It is never below their IoU, and it also sees a small box that lies inside a large one.
+    Unlike the IoU it is 1 for a small box inside a large one.
     """
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
@@ -212,19 +221,20 @@ def blend(
     shade: np.ndarray,
     xywh: Xywh,
 ) -> None:
-    """Blends an item into ``canvas``, in a random colour darker or lighter than what is there.
+    """Blend an item into ``canvas`` in a random colour, darker or lighter than the canvas there.
 
     Args:
+        rng: The only source of randomness.
         canvas: RGB, float32, shape (S, S, 3), in [0, 255]; changed in place.
         alpha: float32, shape (h, w), in [0, 1].
         shade: float32, shape (h, w), the texture in units of full scale.
-        xywh: where to put it; w and h are those of ``alpha``.
+        xywh: The box of the item; w and h are those of ``alpha``.
     """
     x, y, width, height = xywh
     region = canvas[y : y + height, x : x + width]
     base = float(np.average(region @ LUMA, weights=alpha))
     step = rng.uniform(*CONTRAST) * rng.choice((-1, 1))
-    # A step that would leave the range turns round, or the clip below would eat the contrast.
+    # A step out of range changes its sign, as the clip below would reduce the contrast.
     target = base + step if 0 <= base + step <= 255 else base - step
     colour = rng.uniform(0, 255, 3).astype(np.float32)
     colour += target - colour @ LUMA
@@ -234,7 +244,7 @@ def blend(
 
 
 def _silhouette(image: np.ndarray) -> np.ndarray:
-    """Returns 1 where a textured item is, 0 elsewhere, less stray specks: float32, (H, W)."""
+    """Return the mask of a textured item without stray specks: 1 or 0, float32, shape (H, W)."""
     mask = (image > 8).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     _, parts, stats, _ = cv2.connectedComponentsWithStats(mask)

@@ -1,4 +1,4 @@
-"""Evaluators that stand beside mmdet's in a config's ``val_evaluator`` and ``test_evaluator``."""
+"""Evaluators for ``val_evaluator`` and ``test_evaluator``, to be used beside mmdet's."""
 
 from calkd_det.evaluation.detection_calibration import DetectionCalibration
 

@@ -1,4 +1,4 @@
-"""The evaluator for the calibration of final boxes."""
+"""Evaluator for the calibration of a detector's final boxes."""
 
 from __future__ import annotations
 
@@ -29,41 +29,42 @@ from calkd_det.evaluation.matching import DetectionMatches, ImageDetections, mat
 
 @METRICS.register_module()
 class DetectionCalibration(BaseMetric):
-    """How far a detector's confidence is from being right, over its final boxes.
+    """Calibration errors of a detector's final boxes.
 
-    It takes the predictions that :class:`mmdet.evaluation.CocoMetric` takes, maps labels to
-    categories as that does, and matches by pycocotools (:func:`.match_detections`). With the
-    default threshold it gives
+    The evaluator takes the predictions that :class:`mmdet.evaluation.CocoMetric` takes and maps
+    labels to categories in the same way. It matches boxes by pycocotools
+    (:func:`.match_detections`). With the default threshold its figures are
 
-    - ``D-ECE_IoU50`` = ``D-ECE_over_IoU50`` + ``D-ECE_under_IoU50``: the expected calibration error
-      of 'this box is a true positive at IoU >= 0.5', over all classes together, in equal-width
-      bins ``(lower, upper]`` (Küppers et al., `Multivariate Confidence Calibration for Object
-      Detection <https://arxiv.org/abs/2004.13546>`_, CVPRW 2020, confidence alone), split by the
-      sign of each bin's gap;
+    - ``D-ECE_IoU50``: the expected calibration error of 'this box is a true positive at
+      IoU >= 0.5', over all classes together, in equal-width bins ``(lower, upper]`` (Küppers et
+      al., `Multivariate Confidence Calibration for Object Detection
+      <https://arxiv.org/abs/2004.13546>`_, CVPRW 2020, with the confidence as the only dimension);
+    - ``D-ECE_over_IoU50`` and ``D-ECE_under_IoU50``: its parts from over- and from under-confident
+      bins, which add up to it;
     - ``LaECE_IoU50``, ``LaECE_0``: see :func:`.laece`;
     - ``LaACE_0``: see :func:`.laace`;
-    - ``num_detections``: the number of boxes behind the figures at ``iou_thr``.
+    - ``num_detections``: the number of boxes of the figures at ``iou_thr``.
 
     The reliability diagram of the D-ECE goes, as an image, to the current visualizer and so to each
     of its backends (a PNG in the run's folder, TensorBoard, ...).
 
-    Without any detection all figures are NaN, and a warning is logged.
+    Without any detection all other figures are NaN, and a warning is logged.
 
     Args:
-        ann_file: The annotation file, in COCO format, of the images that are evaluated.
-        iou_thr: The IoU, in (0, 1], from which a box is a true positive.
+        ann_file: The annotation file, in COCO format, of the evaluated images.
+        iou_thr: The least IoU, in (0, 1], of a true positive.
         num_bins: Number of bins of the D-ECE. The LaECE has 25.
         score_thr: Detections below this score, in [0, 1], are left out.
-        out_dir: A folder for the reliability diagram, whatever the visualizer does with it. The
-            file is that of the latest evaluation.
-        prefix: What stands before the names, ``calibration`` by default. Two evaluators of this
-            type need two.
+        out_dir: A folder for a PNG of the reliability diagram, besides the visualizer's. Each
+            evaluation replaces the file.
+        prefix: The prefix of the figures' names, ``calibration`` by default. Two evaluators of
+            this type need different ones.
         collect_device: See :class:`mmengine.evaluator.BaseMetric`.
         collect_dir: See :class:`mmengine.evaluator.BaseMetric`.
 
     Raises:
         ConfigError: A value is out of its range, the annotation file cannot be read, or it lacks
-            a class or an image of the data set that is evaluated.
+            a class or an image of the evaluated data set.
     """
 
     default_prefix = 'calibration'
@@ -90,11 +91,11 @@ class DetectionCalibration(BaseMetric):
         self._coco = _read_annotations(ann_file)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keeps the detections of a batch.
+        """Store the detections of a batch.
 
         Args:
             data_batch: Unused.
-            data_samples: Each with ``img_id`` and ``pred_instances``: ``bboxes`` (N, 4) in pixels
+            data_samples: Images with ``img_id`` and ``pred_instances``: ``bboxes`` (N, 4) in pixels
                 of the original image, ``scores`` (N,), ``labels`` (N,).
         """
         num_classes = len(self._category_ids)
@@ -122,9 +123,9 @@ class DetectionCalibration(BaseMetric):
             )
 
     def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
-        """Computes the figures, and draws the diagram, from the detections of all processes.
+        """Compute the figures and draw the diagram from the detections of all processes.
 
-        mmengine calls it in the main process alone.
+        mmengine calls it in the main process only.
         """
         overlapping, matched = match_detections(
             self._coco, results, self._category_ids, (0.0, self.iou_thr)
@@ -137,7 +138,7 @@ class DetectionCalibration(BaseMetric):
             f'LaECE_{scope}': laece(matched),
             'LaECE_0': laece(overlapping),
             'LaACE_0': laace(overlapping),
-            # A float, because mmengine's JSON log of a test drops integers.
+            # mmengine's JSON log of a test drops integers.
             'num_detections': float(len(matched)),
         }
         if not len(matched):
@@ -160,7 +161,7 @@ class DetectionCalibration(BaseMetric):
 
     @cached_property
     def _category_ids(self) -> list[int]:
-        """The category id of each label, as CocoMetric and CocoDataset have them."""
+        """The category id of each label, in the order of CocoMetric and CocoDataset."""
         classes = self.dataset_meta['classes']
         known = {category['name'] for category in self._coco.cats.values()}
         missing = [name for name in classes if name not in known]
@@ -182,7 +183,7 @@ class DetectionCalibration(BaseMetric):
         )
 
     def _record_diagram(self, reliability: Reliability, name: str) -> None:
-        # Asked first, because get_current_instance() keeps mmengine's lock when there is none.
+        # Without a visualizer, get_current_instance() would fail and keep mmengine's lock.
         visualizer = Visualizer.get_current_instance() if Visualizer._instance_dict else None
         if visualizer is None and self.out_dir is None:
             return
@@ -230,6 +231,6 @@ def _read_annotations(ann_file: Any) -> COCO:
 
 
 def _pixels(figure: Figure) -> np.ndarray:
-    """(height, width, 3) uint8, RGB."""
+    """Return a figure as an RGB image, uint8, shape (height, width, 3)."""
     figure.canvas.draw()
     return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])

@@ -1,4 +1,4 @@
-"""Calibration errors that want a box's confidence to be its IoU: LaECE and LaACE."""
+"""Calibration errors that compare a box's confidence with its IoU: LaECE and LaACE."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LAECE_BINS = 25  # as in both papers
 
 
 def laece(matches: DetectionMatches) -> float:
-    r"""Localisation-aware expected calibration error.
+    r"""Compute the localisation-aware expected calibration error (LaECE).
 
-    The mean over classes of
+    It is the mean over classes of
 
     .. math::
         \sum_j \frac{|D_j|}{|D|} \left| \bar p_j - \mathrm{precision}_j \cdot \overline{IoU}_j
@@ -43,17 +43,17 @@ def laece(matches: DetectionMatches) -> float:
 
     def class_error(scores: np.ndarray, ious: np.ndarray) -> float:
         bins = np.searchsorted(inner_edges, scores, side='left')
-        # precision * mean IoU = sum of IoU / |D_j|, for a false positive has IoU 0; |D_j| cancels.
+        # precision * mean IoU = sum of IoU / |D_j|, as false positives have IoU 0; |D_j| cancels.
         return float(np.abs(np.bincount(bins, weights=scores - ious)).sum() / len(scores))
 
     return _class_mean(matches, class_error)
 
 
 def laace(matches: DetectionMatches) -> float:
-    """Localisation-aware adaptive calibration error: each detection is its own bin.
+    """Compute the localisation-aware adaptive calibration error (LaACE): a bin for each detection.
 
-    The mean over classes of the mean absolute difference of confidence and IoU, the IoU of a
-    false positive being 0. Classes without a detection are left out of the mean. Matched at any
+    It is the mean over classes of the mean absolute difference of confidence and IoU. The IoU of a
+    false positive is 0. Classes without a detection are left out of the mean. With matches at any
     overlap it is LaACE_0 (Kuzucu et al., `On Calibration of Object Detectors: Pitfalls, Evaluation
     and Baselines <https://arxiv.org/abs/2405.20459>`_, ECCV 2024).
 

@@ -1,4 +1,4 @@
-"""Which detections are right: COCO's own matching, read detection by detection."""
+"""Matching of detections to ground truth, by pycocotools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 MAX_DETECTIONS = 100
-# COCOeval accepts a match at 'IoU >= threshold': with 0 it would match boxes that do not touch.
+# COCOeval matches at 'IoU >= threshold'; a threshold of 0 would match boxes that do not touch.
 _SMALLEST_IOU = float(np.finfo(np.float64).tiny)
 
 
@@ -36,7 +36,7 @@ class ImageDetections:
 
 @dataclass(frozen=True)
 class DetectionMatches:
-    """Detections and what they were matched to.
+    """Detections with the IoU of their matches.
 
     Attributes:
         scores: (N,) float64.
@@ -50,7 +50,7 @@ class DetectionMatches:
 
     @property
     def hits(self) -> np.ndarray:
-        """(N,) bool: the detection is a true positive."""
+        """Whether each detection is a true positive, bool, shape (N,)."""
         return self.ious > 0
 
     def __len__(self) -> int:
@@ -63,22 +63,22 @@ def match_detections(
     category_ids: Sequence[int],
     iou_thrs: Sequence[float],
 ) -> list[DetectionMatches]:
-    """Matches detections to ground truth as pycocotools does for its AP.
+    """Match detections to ground truth as pycocotools does for its AP.
 
-    Within an image and a class, detections take, in the order of their scores, the ground truth of
-    largest IoU that is not taken yet and whose IoU reaches the threshold. One that only matches a
-    crowd region is neither right nor wrong and is left out. At most :data:`MAX_DETECTIONS`
-    detections of an image and a class count.
+    Detections of an image and a class are matched in the order of their scores. Each takes the
+    ground truth of largest IoU among those that are not taken and whose IoU reaches the threshold.
+    A detection that matches a crowd region only is left out. At most :data:`MAX_DETECTIONS`
+    detections of an image and a class are used.
 
     Args:
         coco: The ground truth.
-        images: The detections; the annotations of other images play no part.
+        images: The detections. Annotations of other images are not used.
         category_ids: The category id of each label.
         iou_thrs: Thresholds in [0, 1]. 0 means any overlap, that is IoU > 0.
 
     Returns:
-        The matches for each threshold, in the same order. The number of detections can differ: a
-        low threshold leaves more of them to crowd regions.
+        The matches for each threshold, in the same order. Their numbers of detections can differ,
+        because at a low threshold more detections match crowd regions.
     """
     results = [
         dict(
@@ -117,14 +117,14 @@ def match_detections(
 
 
 def _matched_ious(evaluation: COCOeval, record: dict[str, Any]) -> np.ndarray:
-    """(thresholds, detections): IoU with the matched ground truth, 0 where there is none."""
+    """Return the IoU with the matched ground truth, (thresholds, detections), 0 without a match."""
     ious = np.zeros(record['dtMatches'].shape)
     image_id, category_id = record['image_id'], record['category_id']
     overlaps = evaluation.ious[image_id, category_id]
-    # The order of the columns of `overlaps`; the record's own puts crowd regions last.
+    # The columns of `overlaps` are in this order; the record's own order has crowd regions last.
     gt_ids = evaluation.cocoGt.getAnnIds(imgIds=[image_id], catIds=[category_id])
     rows = {dt_id: row for row, dt_id in enumerate(record['dtIds'])}
-    # Read from the ground truth's side: in `dtMatches` an annotation with id 0 looks like none.
+    # `gtMatches`, because an annotation with id 0 looks like no match in `dtMatches`.
     for threshold, matches in enumerate(record['gtMatches']):
         for gt_id, dt_id in zip(record['gtIds'], matches):
             if dt_id:

@@ -1,4 +1,4 @@
-"""Tells in the log how calibrated the teacher is on the samples of the training."""
+"""Hook that logs how well the teacher is calibrated on the samples of the training."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ MAX_SAMPLES = 16_384  # of a classifier in a step
 
 @HOOKS.register_module()
 class TeacherCalibrationHook(Hook):
-    """Logs the calibrated teacher's ECE on all training samples since training began or resumed.
+    """Hook that logs the calibrated teacher's ECE on all samples since training began or resumed.
 
-    It reads what the teacher answers anyway. ``teacher_ece``, ``teacher_ece_over`` and
-    ``teacher_ece_under`` (top-label, equal-width bins; ECE = over + under, Kim et al. 2025) stand
-    beside the losses, and a sentence an epoch says whether T leaves the teacher over- or
-    under-confident. On images that trained it, a teacher looks better calibrated than it is. A
-    dense head has hundreds of thousands of samples a step: every so many of them are looked at, at
-    each step others, and their background counts as a miss, whatever its score.
+    The hook reads the logits that distillation computes, so it adds no forward. It logs
+    ``teacher_ece``, ``teacher_ece_over`` and ``teacher_ece_under`` beside the losses (top-label,
+    equal-width bins; ECE = over + under, Kim et al. 2025). Once an epoch it also logs whether T
+    leaves the teacher over- or under-confident. On the images that it was trained on, a teacher
+    looks better calibrated than it is.
+
+    A dense head has hundreds of thousands of samples a step. Of these the hook reads every n-th
+    one, at most :data:`MAX_SAMPLES`, with another offset at each step. A background sample of a
+    dense head counts as a miss, whatever its score.
 
     Args:
-        interval: Iterations between updates of the log, > 0. Between them nothing is computed.
-        num_bins: Bins of the ECE, > 0.
+        interval: Number of iterations between updates of the log, > 0.
+        num_bins: Number of bins of the ECE, > 0.
 
     Raises:
-        ConfigError: An argument is no integer > 0; or, when training starts, the model is no
-            distilled detector.
+        ConfigError: An argument is not an integer > 0; or, when training starts, the model is not
+            a distilled detector.
     """
 
     priority = 'NORMAL'  # before the LoggerHook
@@ -100,7 +103,7 @@ class TeacherCalibrationHook(Hook):
         args: tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]],
         answers: Sequence[Tensor],
     ) -> None:
-        # Kept on the device: binning checks its input, which would wait for it at every step.
+        # Kept on the device, because binning checks its input, which would synchronise each step.
         for samples, logits in zip(args[1], answers):
             rows = self._rows(len(samples))
             logits, labels = logits[rows], samples.labels[rows]
@@ -109,7 +112,7 @@ class TeacherCalibrationHook(Hook):
             self._seen.append((confidence, prediction == labels))
 
     def _rows(self, number: int) -> slice:
-        """Every so many samples of a dense head, at each step others."""
+        """Select every n-th sample of a dense head, with another offset at each step."""
         stride = -(-number // MAX_SAMPLES) or 1
         self._steps += 1
         return slice(self._steps % stride, None, stride)
@@ -117,7 +120,7 @@ class TeacherCalibrationHook(Hook):
     def _update(self) -> Reliability | None:
         if self._seen:
             confidence, hit = (torch.cat(values) for values in zip(*self._seen))
-            # Samples without weight are NaN; a run that diverged is not for this hook to stop.
+            # Samples without weight are NaN, and so are those of a run that diverged.
             finite = confidence.isfinite()
             if finite.any():
                 self.total.update_confidences(confidence[finite], hit[finite])
@@ -129,7 +132,7 @@ class TeacherCalibrationHook(Hook):
 
 
 def describe(reliability: Reliability) -> str:
-    """One sentence on a teacher's calibration, from its binned samples."""
+    """Describe a teacher's calibration in one sentence."""
     confidence, accuracy = reliability.mean_confidence, reliability.mean_accuracy
     side = 'over-confident' if confidence > accuracy else 'under-confident'
     return (

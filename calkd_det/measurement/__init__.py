@@ -1,1 +1,1 @@
-"""A detector on a data set: held-out data, collected samples, analysis, report."""
+"""Measurement of a detector's calibration on a data set: data, samples, analysis and report."""

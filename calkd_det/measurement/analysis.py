@@ -1,4 +1,4 @@
-"""Fits the temperature to collected samples and measures the errors before and after."""
+"""Analysis of collected samples: the fitted temperature, and the errors before and after."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from calkd_det.measurement.collect import SampleStore
 NUM_BINS = 15
 DISTILLATION = 'distillation'
 
-# Two temperatures disagree much if their intervals are apart and they differ by this factor.
+# Two temperatures disagree if their intervals do not overlap and they differ by this factor.
 DISAGREEMENT_RATIO = 1.25
 
-# Enough for a temperature a class, and it bounds memory: 65 MB with 81 logits.
+# Enough for one temperature a class; bounds the memory to 65 MB with 81 logits.
 MAX_CLASS_SAMPLES = 200_000
 
 METRICS = {
@@ -55,8 +55,9 @@ class Measurement:
     """Errors of a set of samples at one temperature.
 
     Attributes:
-        values: By the names of :data:`METRICS`; errors, confidence and accuracy in [0, 1].
-        reliability: In equal-width bins.
+        values: Errors by the names of :data:`METRICS`. The NLL is in nats, the Brier score is in
+            [0, 2] for softmax and [0, C] for sigmoid, the others are in [0, 1].
+        reliability: The reliability in equal-width bins.
     """
 
     values: dict[str, float]
@@ -65,15 +66,15 @@ class Measurement:
 
 @dataclass(frozen=True)
 class SetResult:
-    """What was found on one set of samples.
+    """The fitted temperature and the errors of one set of samples.
 
     Attributes:
         num_samples: Number of samples of non-zero weight.
-        num_foreground: How many of them are labelled as an object.
-        fit: The temperature.
+        num_foreground: Number of samples that are labelled as an object.
+        fit: The fitted temperature.
         before: Errors at T = 1.
         after: Errors at the fitted temperature.
-        samples_are: What the samples are, a clause.
+        samples_are: A clause that says what the samples are.
     """
 
     num_samples: int
@@ -86,15 +87,16 @@ class SetResult:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """All that a calibration found.
+    """The result of a calibration.
 
     Attributes:
-        sets: Results by the name of the set, ``distillation`` first; T is that one's.
-        several: Calibrators of several temperatures fitted to the samples of distillation, by
-            their class.
-        about: What was calibrated, with what and when; plain data, written as it is. It has
-            ``teacher`` with ``config`` and ``data`` with ``num_images``.
-        warnings: Sentences on what speaks against using T.
+        sets: Results by the name of the set of samples, ``distillation`` first. T is the fit to
+            that one.
+        several: Fits of several temperatures to the samples of distillation, by the class of the
+            calibrator.
+        about: Plain data on the detector, the data and the run, written to the report as they
+            are. It has ``teacher`` with ``config`` and ``data`` with ``num_images``.
+        warnings: Sentences on what speaks against the use of T.
     """
 
     sets: dict[str, SetResult]
@@ -115,14 +117,14 @@ def analyse(
     *,
     seed: int = 0,
 ) -> CalibrationResult:
-    """Fits T to each set of samples and measures the errors before and after.
+    """Fit T to each set of samples and measure the errors before and after.
 
     Args:
-        stores: As :func:`~calkd_det.measurement.collect.collect_samples` gives them. A set
-            without samples gets a warning, or, if it is that of distillation, an error.
+        stores: The samples of :func:`~calkd_det.measurement.collect.collect_samples`. A set
+            without samples is a warning, or an error if it is that of distillation.
         about: See :class:`CalibrationResult`.
-        warnings: Known already; those of the fits are added.
-        seed: Of the bootstrap.
+        warnings: Warnings so far. Those of the fits are added.
+        seed: Seed of the bootstrap and of the folds.
 
     Raises:
         TeacherError: No temperature can be fitted.
@@ -154,12 +156,14 @@ def analyse(
 def fit_several(
     store: SampleStore, *, seed: int = 0
 ) -> dict[type[ClassTemperatureScaling], ClassTemperatureFit]:
-    """Fits the calibrators of several temperatures to a softmax head's samples.
+    """Fit the calibrators of several temperatures to the samples of a softmax head.
 
     Args:
-        store: Samples of at least two images; only :data:`MAX_CLASS_SAMPLES` of them, of evenly
-            spaced images, are used.
-        seed: Of the folds.
+        store: The samples. At most :data:`MAX_CLASS_SAMPLES` of evenly spaced images are used.
+        seed: Seed of the folds.
+
+    Returns:
+        The fits by the class of the calibrator; empty for a sigmoid head and for one image.
     """
     if store.activation != 'softmax':
         return {}
@@ -179,10 +183,10 @@ def fit_several(
 
 
 def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
-    """Fits T to one set of samples, its interval by resampling images.
+    """Fit T to one set of samples, with an interval by resampling images.
 
     Raises:
-        TeacherError: There are no samples, or no T has an effect on them.
+        TeacherError: There are no samples, or no T changes their likelihood.
     """
     accumulator = TemperatureAccumulator(store.activation)
     try:
@@ -203,11 +207,11 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
 
 
 def measure(store: SampleStore, temperature: float) -> Measurement:
-    """Measures the errors of ``logits / temperature``, in float64, a few MB at a time.
+    """Measure the errors of ``logits / temperature`` in float64, a few MB at a time.
 
     Args:
-        store: Samples, at least one.
-        temperature: > 0.
+        store: At least one sample.
+        temperature: T, > 0.
     """
     confidences: list[Tensor] = []
     hits: list[Tensor] = []
@@ -245,15 +249,15 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
 
 
 def in_words(name: str) -> str:
-    """The name of a set for a sentence: ``s1`` are the ``RoIs of stage 1``."""
+    """Return the name of a set of samples for a sentence: ``RoIs of stage 1`` for ``s1``."""
     stage = re.fullmatch(r's(\d+)', name)
     return f'RoIs of stage {stage[1]}' if stage else name
 
 
 def disagree(one: TemperatureFit, other: TemperatureFit) -> bool:
-    """Whether two temperatures are far apart, and that is no chance.
+    """Check whether two temperatures differ much and not by chance.
 
-    That is, one is more than :data:`DISAGREEMENT_RATIO` times the other, and their 95 % intervals
+    They do if one is more than :data:`DISAGREEMENT_RATIO` times the other and their 95 % intervals
     do not overlap.
     """
     low, high = sorted((one.temperature, other.temperature))
@@ -263,7 +267,7 @@ def disagree(one: TemperatureFit, other: TemperatureFit) -> bool:
 
 
 def format_temperature(fit: TemperatureFit) -> str:
-    """T with its interval, for a sentence."""
+    """Format T with its interval for a sentence."""
     interval = fit.interval
     return f'{fit.temperature:.3f}' + (
         '' if interval is None else f' (95 % interval {interval[0]:.3f} to {interval[1]:.3f})'

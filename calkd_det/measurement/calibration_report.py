@@ -1,4 +1,4 @@
-"""Writes the result of a calibration: the file that a config names, a report and its diagrams."""
+"""Files of a calibration: the JSON that a config names, a report and its diagrams."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _IN_PERCENT = {name for name in METRICS if name not in ('nll', 'brier')}
 
 
 def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
-    """Writes the JSON, the Markdown and a diagram for each set of samples.
+    """Write the JSON, the Markdown and a diagram for each set of samples.
 
     Args:
-        report: What to write.
-        out: The folder; made if it is not there. Files of an earlier calibration are replaced.
+        report: The result of the calibration.
+        out: The folder, created if it does not exist. Files of an earlier calibration are replaced.
 
     Returns:
-        The files.
+        The files that were written.
     """
     out.mkdir(parents=True, exist_ok=True)
     files = [out / RESULT_FILE, out / REPORT_FILE]
@@ -53,7 +53,7 @@ def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
 
 
 def to_json(report: CalibrationResult) -> dict[str, Any]:
-    """The content of the file that ``TemperatureScaling(temperature='….json')`` reads."""
+    """Return the content of the file that ``TemperatureScaling(temperature='….json')`` reads."""
     own = _set_to_json(report.sets[DISTILLATION])
     return {
         'schema_version': SCHEMA_VERSION,
@@ -76,14 +76,14 @@ def to_json(report: CalibrationResult) -> dict[str, Any]:
 
 
 def config_lines(report: CalibrationResult, out: Path) -> tuple[str, str]:
-    """What to paste into a config: the file, or the number alone."""
+    """Return two lines for a config: a calibrator with the file, and one with the number."""
     start = "calibrator=dict(type='TemperatureScaling', temperature="
     path = (out / RESULT_FILE).as_posix()
     return f'{start}{path!r})', f'{start}{report.fit.temperature:.3f})'
 
 
 def to_markdown(report: CalibrationResult, out: Path) -> str:
-    """The report as Markdown, with its diagrams beside it."""
+    """Return the report as Markdown. It shows the diagrams that are written beside it."""
     teacher, data = report.about['teacher'], report.about['data']
     parts = [
         f'# Calibration of {Path(teacher["config"]).stem}',
@@ -165,7 +165,7 @@ def _several_text(report: CalibrationResult) -> str:
     ]
     for cls, fit in report.several.items():
         errors = fit.held_out_nll
-        # Foreground classes share one: the first and the background's say it all.
+        # All foreground classes share one temperature, so two of the list are enough.
         tied = cls is ForegroundBackgroundScaling
         shown = (fit.temperatures[0], fit.temperatures[-1]) if tied else fit.temperatures
         cells = [

@@ -1,4 +1,4 @@
-"""Collects what a detector's classifier says of a data set, on the samples of distillation."""
+"""Collection of a detector's class logits on a data set, on the samples of distillation."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _CHUNK_BYTES = 4 << 20
 
 
 class SampleStore:
-    """Classifier samples of many images: logits on disk, all else in memory.
+    """Classifier samples of many images, with logits on disk and everything else in memory.
 
-    The errors at the fitted T need every logit a second time, and T is known only when all were
-    seen. Nothing less than the logits gives them exactly: the confidence at T is a sum over all
-    classes. COCO's 5,000 validation images with 512 RoIs of 81 logits are 0.8 GB, with 1,000
-    proposals 1.6 GB, so they go, in float32, to a temporary file without a name that vanishes
-    with this object or process. Labels, weights and groups, 20 bytes a sample, stay in memory.
-    Samples of zero weight, which the distillation loss leaves out, are left out here.
+    The errors at the fitted T need every logit a second time, after T was fitted to all of them,
+    because the confidence at T is a sum over all classes. The logits of COCO's 5,000 validation
+    images take 0.8 GB with 512 RoIs an image and 81 logits a RoI, and 1.6 GB with 1,000 proposals.
+    So they are written, in float32, to an unnamed temporary file, which is deleted with this
+    object or process. Labels, weights and groups stay in memory, 20 bytes a sample. Samples of
+    zero weight are left out, as in the distillation loss.
 
     Args:
-        folder: Where the temporary file is; None for the system's folder of such files.
-        samples_are: What they are, for a report.
+        folder: The folder of the temporary file; None for the system's folder of temporary files.
+        samples_are: A clause that says what the samples are, for a report.
     """
 
     def __init__(self, folder: Path | None = None, samples_are: str = '') -> None:
@@ -45,7 +45,7 @@ class SampleStore:
         self._groups: list[Tensor] = []
 
     def append(self, samples: ClassifierSamples, groups: Tensor) -> None:
-        """Adds samples and, for each, the number of its image, int64, shape (N,)."""
+        """Add samples with the index of each one's image, int64, shape (N,)."""
         self.activation = samples.activation
         self.num_logits = samples.logits.shape[1]
         keep = samples.weights > 0
@@ -71,14 +71,14 @@ class SampleStore:
 
     @property
     def groups(self) -> Tensor:
-        """Number of each sample's image, int64, shape (N,)."""
+        """Index of each sample's image, int64, shape (N,)."""
         return torch.cat(self._groups) if self._groups else torch.zeros(0, dtype=torch.long)
 
     def some_images(self, max_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All samples of evenly spaced images, about ``max_samples`` at most, in memory.
+        """Return all samples of evenly spaced images, about ``max_samples`` at most.
 
         Returns:
-            As :meth:`chunks`, in one piece.
+            Logits, labels, weights and groups as :meth:`chunks` yields them, in memory.
         """
         stride = -(-len(self) // max_samples)
         parts = []
@@ -89,7 +89,7 @@ class SampleStore:
         return logits, labels, weights, groups
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Logits (M, K) float32, labels, weights and groups (M,), in the order they came."""
+        """Yield logits (M, K) in float32, labels, weights and groups (M,), in their order."""
         labels, weights, groups = self.labels, self.weights, self.groups
         size = max(1, _CHUNK_BYTES // max(1, 4 * self.num_logits))
         for start in range(0, len(labels), size):
@@ -110,29 +110,28 @@ def collect_samples(
     folder: Path | None = None,
     progress: bool = False,
 ) -> dict[str, SampleStore]:
-    """Runs a detector over a data set and keeps what its classifier saw.
+    """Run a detector over a data set and collect the samples of its classifiers.
 
     The detector computes its training loss, in eval mode and without gradients, under the tap
-    that distillation uses. What is sampled of an image depends on ``seed`` and the image's id
-    alone. Its logits depend on the batch only by the padding to the largest image. Weights and
-    mode of the detector and torch's random number generator are afterwards as before.
+    that distillation uses. The samples of an image depend only on ``seed`` and the image's id.
+    Their logits depend on the batch only through the padding to the largest image. Weights and
+    mode of the detector and the state of torch's random number generator are restored.
 
     Args:
-        detector: An mmdet detector that a tap knows, its weights loaded, on any device.
-        dataset: Gives annotated images as :func:`~calkd_det.measurement.held_out.read_held_out`
-            makes them.
-        batch_size: Images per batch.
-        num_workers: Processes that load images; 0 for none.
-        seed: Of the sampling.
-        folder: For temporary files, see :class:`SampleStore`.
+        detector: An mmdet detector with a supported head, its weights loaded, on any device.
+        dataset: Annotated images of :func:`~calkd_det.measurement.held_out.read_held_out`.
+        batch_size: Number of images per batch.
+        num_workers: Number of processes that load images; 0 for none.
+        seed: Seed of the sampling.
+        folder: Folder of temporary files, see :class:`SampleStore`.
         progress: Show a progress bar.
 
     Returns:
-        Samples by name, see :meth:`calkd_det.taps.Tap.sample_sets`. Their groups number the
-        images in the order of the data set.
+        Samples by name, see :meth:`calkd_det.taps.Tap.sample_sets`. Their groups are indices of
+        images in the data set.
 
     Raises:
-        ConfigError: No tap knows the detector's head.
+        ConfigError: The detector's head is not supported.
         TeacherError: A logit is not finite.
     """
     tap = find_tap(detector, 'model')

@@ -1,4 +1,4 @@
-"""Where a teacher comes from: its config, and the checkpoint that belongs to it."""
+"""The source of a teacher: its config and the checkpoint that belongs to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKPOINT_KEY = 'model.teacher.checkpoint'
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """A teacher as its config tells it.
+    """The model config, checkpoint and class names of a teacher.
 
     Attributes:
         model: The detector's config, ready for ``MODELS.build``.
@@ -35,7 +35,7 @@ class TeacherSource:
 
 
 def check_source(config: Any, checkpoint: Any) -> None:
-    """Checks, without touching any file, that config and checkpoint can belong to a teacher.
+    """Check, without reading a file, that config and checkpoint can belong to a teacher.
 
     Raises:
         ConfigError: Wrong types, or no checkpoint for a config that no model zoo lists.
@@ -65,7 +65,7 @@ def check_source(config: Any, checkpoint: Any) -> None:
 
 
 def read_source(config: str | Mapping, checkpoint: str | None) -> TeacherSource:
-    """Reads the teacher's config and finds its checkpoint; loads no weights.
+    """Read the teacher's config and find its checkpoint, without loading weights.
 
     Args:
         config: Path, ``mmdet::FAMILY/NAME.py``, a whole config as a dict, or the dict of the

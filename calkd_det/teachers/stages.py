@@ -1,4 +1,4 @@
-"""Decides which of the teacher's classifiers answers for which of the student's."""
+"""Assignment of the teacher's classifiers to the student's, stage by stage."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ KEY = 'model.teacher.stages'
 
 
 def check_stages(stages: Any) -> None:
-    """Checks the value that a config gives, as far as no detector is needed.
+    """Check the value of ``teacher.stages`` as far as possible without a detector.
 
     Raises:
-        ConfigError: It is neither None nor a list of whole numbers >= 0.
+        ConfigError: The value is neither None nor a list of integers >= 0.
     """
     if stages is None:
         return
@@ -30,20 +30,20 @@ def check_stages(stages: Any) -> None:
 def match_stages(
     stages: Sequence[int] | None, student: Sequence[str], teacher: Sequence[str]
 ) -> dict[str, str]:
-    """Finds the teacher's classifier for each of the student's.
+    """Find the teacher's classifier for each of the student's.
 
     Args:
-        stages: For each of the student's classifiers the index of the teacher's; None for each
-            its own, which needs equally many.
+        stages: For each of the student's classifiers the index of the teacher's classifier. With
+            None, each is taught by the one of the same index.
         student: Names of the student's classifiers.
-        teacher: Names of the teacher's.
+        teacher: Names of the teacher's classifiers.
 
     Returns:
-        The teacher's name by the student's.
+        The name of the teacher's classifier by the name of the student's.
 
     Raises:
-        ConfigError: The numbers of classifiers differ and ``stages`` does not say what to do, or
-            it does not fit them.
+        ConfigError: ``stages`` is None and the numbers of classifiers differ, or ``stages`` does
+            not fit the numbers of classifiers.
     """
     count = f'the student has {_count(student)}, the teacher {_count(teacher)}'
     if stages is None:
