@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from calkd_det.config import build_from_config
 from calkd_det.detectors.compiling import outside_compiler
+from calkd_det.detectors.diagnosis import diagnose
 from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.errors import ConfigError, did_you_mean
@@ -129,8 +130,8 @@ class DistillationMixin:
         logs: dict[str, Tensor] = {}
         answers = self.teacher(teacher_feats, samples)
         self._finite_watch.note(samples, answers)
-        for group, teacher_logits in zip(samples, answers):
-            group, teacher_logits = leave_out_non_finite(group, teacher_logits)
+        answered = [leave_out_non_finite(*each) for each in zip(samples, answers)]
+        for group, teacher_logits in answered:
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():
                 if loss.loss_weight != 0:
@@ -185,35 +186,6 @@ class DistillationMixin:
                     f'model.distillation: {type(loss).__name__} compares {loss.activation} '
                     f'scores, but the student classifies by {activation}'
                 )
-
-
-@torch.no_grad()
-def diagnose(samples: ClassifierSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
-    """What the log tells of the teacher besides the loss; no value leaves the device here.
-
-    Args:
-        samples: N samples of the student.
-        teacher_logits: Calibrated, shape (N, K).
-
-    Returns:
-        Scalars: the teacher's mean confidence, its accuracy against the assigned labels, and
-        the share of samples on which it agrees with the student. Under sigmoid they are of the
-        foreground alone, since the background of a dense head is no class and outnumbers all
-        else. Zero where there are no samples.
-    """
-    highest, prediction = teacher_logits.max(dim=1)
-    if samples.activation == 'softmax':
-        confidence = (highest - teacher_logits.logsumexp(dim=1)).exp()
-        counted = torch.ones_like(samples.labels, dtype=torch.bool)
-    else:
-        confidence = highest.sigmoid()
-        counted = samples.labels < samples.logits.shape[1]
-    count = counted.sum().clamp(min=1)
-    return {
-        'teacher_confidence': (confidence * counted).sum() / count,
-        'teacher_accuracy': ((prediction == samples.labels) & counted).sum() / count,
-        'teacher_agreement': ((prediction == samples.logits.argmax(dim=1)) & counted).sum() / count,
-    }
 
 
 def _arguments(cls: type) -> set[str]:
