@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calkd_det.config import build_from_config
 from calkd_det.detectors.compiling import outside_compiler
 from calkd_det.detectors.diagnosis import diagnose
+from calkd_det.detectors.evidence import TeacherEvidence
 from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.errors import ConfigError, did_you_mean
@@ -70,6 +71,7 @@ class DistillationMixin:
         self.distillation = build_losses(distillation)
         self._check_activation()
         self._finite_watch = FiniteWatch()
+        self._evidence = TeacherEvidence()
         self._checked_resume = False
 
     def init_weights(self) -> None:
@@ -131,6 +133,7 @@ class DistillationMixin:
         answers = self.teacher(teacher_feats, samples)
         self._finite_watch.note(samples, answers)
         answered = [leave_out_non_finite(*each) for each in zip(samples, answers)]
+        self._evidence.note(self, answered)
         for group, teacher_logits in answered:
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():

@@ -1,0 +1,148 @@
+"""Watch the first steps for a teacher that is blind or whose class names are wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from calkd_det.detectors.diagnosis import num_classes, predict
+from calkd_det.detectors.judgement import Judgement, describe_blind, describe_exchanged, judge
+from calkd_det.detectors.runner_data import training_loader
+from calkd_det.taps import ClassifierSamples
+
+MIN_SAMPLES = 300
+FIRST_LOOK = 16
+MIN_STEPS = 32
+# By then classes of COCO with one object in a thousand images have been met often enough.
+MAX_STEPS = 4096
+
+
+class TeacherEvidence:
+    """Counts on the device what the teacher predicts, and judges it a few times on the host.
+
+    It looks after 16, 32, 64, … steps, at the end of the first epoch for the last time (never
+    before step 32, at step 4096 at the latest): an image that comes again is no new evidence.
+    A look waits for 300 foreground samples. The host does not wait for the device: the counts of a
+    look are copied in the background and read in a later step. A copy, also a pickled one,
+    begins anew. In a distributed training each process looks at its own samples.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._last_step = MAX_STEPS
+        # Units by half, assigned class and prediction, and the number of foreground samples.
+        self._units: Tensor | None = None
+        self._samples: Tensor | None = None
+        self._copy: tuple[int, Tensor, Tensor] | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._told_blind = False
+        self._told_exchanged: set[int] = set()
+
+    def __reduce__(self) -> tuple:
+        return TeacherEvidence, ()
+
+    @torch.no_grad()
+    def note(
+        self, detector: nn.Module, answered: Sequence[tuple[ClassifierSamples, Tensor]]
+    ) -> None:
+        """Count a step, and warn of what the last look showed.
+
+        Args:
+            detector: The student, which knows the names of its classes.
+            answered: The samples of each of the student's classifiers, with the teacher's
+                calibrated logits.
+        """
+        self.report(detector)
+        if self._step >= self._last_step or not answered:
+            return
+        if self._step == 0:
+            self._last_step = _last_step()
+        counts = count_predictions(answered)
+        if self._units is None or self._units.device != counts.device:
+            self._units = counts.new_zeros((2, *counts.shape))
+            self._samples = counts.new_zeros(())
+        self._units[self._step % 2] += counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+        self._samples += counts[:-1].sum()
+        self._step += 1
+        if self._step == self._last_step or (
+            self._step >= FIRST_LOOK and self._step & (self._step - 1) == 0
+        ):
+            self._look()
+            if not self._units.is_cuda:
+                self.report(detector)
+
+    def report(self, detector: nn.Module) -> None:
+        """Judge the last look and warn, where its counts have arrived."""
+        if self._copy is None or (self._copied is not None and not self._copied.query()):
+            return
+        step, units, number = self._copy
+        self._copy = self._copied = None
+        if step == self._last_step:
+            self._units = self._samples = None
+        if number < MIN_SAMPLES:
+            return
+        judgement = judge(units.double().numpy())
+        for text in self._warnings(judgement, detector, step == self._last_step):
+            print_log(
+                f'{text}. Judged by {int(number)} foreground samples of the first {step} steps; '
+                'tools/doctor.py looks closer.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def _look(self) -> None:
+        units, samples = self._units, self._samples
+        if units.is_cuda:
+            units, samples = (each.to('cpu', non_blocking=True) for each in (units, samples))
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._copy = self._step, units, samples
+
+    def _warnings(self, judgement: Judgement, detector: nn.Module, last: bool) -> list[str]:
+        """Return what has not been told; rare classes come late and are told at the last look."""
+        texts = []
+        found = set(judgement.exchanged)
+        if found and (not self._told_exchanged or (last and found - self._told_exchanged)):
+            self._told_exchanged |= found
+            texts.append(describe_exchanged(judgement, detector._class_names()))
+        if judgement.blind and not self._told_blind:
+            self._told_blind = True
+            texts.append(describe_blind(judgement))
+        return texts
+
+
+def count_predictions(answered: Sequence[tuple[ClassifierSamples, Tensor]]) -> Tensor:
+    """Count samples by assigned class and predicted class, all classifiers together.
+
+    Samples of weight zero are left out.
+
+    Args:
+        answered: One or more classifiers' samples over the same C classes, each with the
+            teacher's calibrated logits.
+
+    Returns:
+        Float32, shape (C + 1, C + 1): the last row is the background, the last column no class.
+        It is on the device of the logits, and nothing has waited for it.
+    """
+    size = num_classes(answered[0][0]) + 1
+    counts = answered[0][1].new_zeros(size * size, dtype=torch.float32)
+    for samples, logits in answered:
+        _, prediction = predict(logits, samples.activation)
+        labels = samples.labels
+        counted = (samples.weights > 0) & (labels >= 0) & (labels < size)
+        cells = (labels * size + prediction).masked_fill(~counted, 0)
+        counts.index_add_(0, cells, counted.float())
+    return counts.view(size, size)
+
+
+def _last_step() -> int:
+    """Return how many steps are new evidence: those of the first epoch, where it is known."""
+    try:
+        steps = len(training_loader())
+    except TypeError:  # no Runner, or data without a length
+        return MAX_STEPS
+    return min(MAX_STEPS, max(MIN_STEPS, steps))
