@@ -19,6 +19,7 @@ from calkd_det.detectors.diagnosis import diagnose
 from calkd_det.detectors.evidence import TeacherEvidence
 from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.detectors.runner_data import training_dataset
+from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
@@ -42,7 +43,8 @@ class DistillationMixin:
         teacher: ``dict(config=..., checkpoint=..., calibrator=...)``, see
             :class:`~calkd_det.teachers.FrozenTeacher`. Loaded when training starts.
         distillation: Config of a distillation loss, which is logged as ``loss_kd``; or a dict of
-            several by name, logged as ``loss_kd_<name>``.
+            several by name, logged as ``loss_kd_<name>``. None is the plain student; left out,
+            it is the same with a warning.
 
     Raises:
         ConfigError: A key is unknown, missing, mistyped or out of range, ``distillation`` comes
@@ -50,8 +52,15 @@ class DistillationMixin:
     """
 
     def __init__(
-        self, *args: Any, teacher: dict | None = None, distillation: dict | None = None, **kwargs
+        self,
+        *args: Any,
+        teacher: dict | None = NOT_GIVEN,
+        distillation: dict | None = NOT_GIVEN,
+        **kwargs,
     ) -> None:
+        alone_by_choice = teacher is None or distillation is None
+        teacher = None if teacher is NOT_GIVEN else teacher
+        distillation = None if distillation is NOT_GIVEN else distillation
         try:
             super().__init__(*args, **kwargs)
         except TypeError as error:
@@ -73,10 +82,13 @@ class DistillationMixin:
         self._finite_watch = FiniteWatch()
         self._evidence = TeacherEvidence()
         self._checked_resume = False
+        self._alone_by_choice = alone_by_choice
+        self._told_alone = False
 
     def init_weights(self) -> None:
         """Initialises the student as the plain detector does, then loads the teacher."""
         super().init_weights()
+        self._tell_alone()
         if self.distilling:
             self._build_teacher()
 
@@ -96,6 +108,8 @@ class DistillationMixin:
             Losses by name, and diagnostics under names without ``loss``.
         """
         if not self.distilling:
+            if self.training:
+                self._tell_alone()
             return super().loss(batch_inputs, batch_data_samples, **kwargs)
         return self._distilled_loss(batch_inputs, batch_data_samples, **kwargs)
 
@@ -145,6 +159,11 @@ class DistillationMixin:
                 {prefix + name: value for name, value in diagnose(group, teacher_logits).items()}
             )
         return logs
+
+    def _tell_alone(self) -> None:
+        if not (self.distillation or self._told_alone):  # a weight of 0 is told when it is built
+            self._told_alone = True
+            tell_training_alone(self, self._alone_by_choice)
 
     def _build_teacher(self) -> None:
         self.teacher.build(self, self._class_names(), training_dataset())
