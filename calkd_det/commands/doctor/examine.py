@@ -14,8 +14,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from calkd_det.commands.doctor.dry_step import check_step
+from calkd_det.commands.doctor.evidence import check_evidence, judge_samples
 from calkd_det.commands.doctor.finding import Finding, attempt, findings_of, logged_warnings
-from calkd_det.commands.doctor.quality import check_calibration, check_map, read_validation_images
+from calkd_det.commands.doctor.quality import (
+    check_calibration,
+    check_map,
+    collect_validation_samples,
+    read_validation_images,
+)
 from calkd_det.commands.doctor.student import (
     build_student,
     build_train_loader,
@@ -107,7 +113,15 @@ def _examine_teacher(
     yield from failed
     if detector is None:
         return
-    yield from findings_of('teacher mAP', check_map, detector, data, columns)
-    yield from findings_of(
-        'calibration', check_calibration, detector, network.calibrator, data, columns
-    )
+    store, failed = attempt('evidence', collect_validation_samples, detector, data, columns)
+    yield from failed
+    judgement = None
+    if store is not None:
+        judgement, failed = attempt('evidence', judge_samples, store, network)
+        yield from failed
+    if judgement is not None:
+        yield from check_evidence(judgement, classes, len(data.dataset))
+    sees = judgement is not None and judgement.sees
+    yield from findings_of('teacher mAP', check_map, detector, data, columns, sees)
+    if store is not None:
+        yield from findings_of('calibration', check_calibration, store, network.calibrator, data)

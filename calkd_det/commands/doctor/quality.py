@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from calkd_det.calibration import Calibrator, TemperatureScaling
+from calkd_det.commands.doctor.evidence import DO_NOT_DISTIL
 from calkd_det.commands.doctor.finding import Finding
 from calkd_det.errors import ConfigError, TeacherError
 from calkd_det.measurement.analysis import DISTILLATION, fit_set, format_temperature, measure
-from calkd_det.measurement.collect import collect_samples
+from calkd_det.measurement.collect import SampleStore, collect_samples
 from calkd_det.measurement.held_out import HeldOutData, leaf_datasets, read_held_out
 
 # A teacher worth distilling is far above the first. One whose classes are mixed up is below it
@@ -53,13 +54,18 @@ def read_validation_images(
     return data
 
 
-def check_map(teacher: nn.Module, data: HeldOutData, columns: Tensor | None) -> Iterator[Finding]:
+def check_map(
+    teacher: nn.Module, data: HeldOutData, columns: Tensor | None, sees: bool = False
+) -> Iterator[Finding]:
     """Evaluates a teacher's boxes by mmdet's own metric.
+
+    An mAP near zero is an error, unless the teacher's class scores are right nevertheless.
 
     Args:
         teacher: The whole detector, in eval mode.
         data: Images with the student's classes.
         columns: For each student class, its index among the teacher's; None where they are alike.
+        sees: Whether its class scores on these images are known to be right.
     """
     value, recall = evaluate_boxes(teacher, data, columns)
     text = (
@@ -68,6 +74,13 @@ def check_map(teacher: nn.Module, data: HeldOutData, columns: Tensor | None) -> 
     )
     if value >= NEAR_ZERO_MAP:
         yield Finding('ok', 'teacher mAP', text)
+        return
+    if sees:
+        why = (
+            'Its class scores, which are what it teaches, are far better than chance on the same '
+            'images, so boxes, thresholds or these few images are the reason'
+        )
+        yield Finding('warning', 'teacher mAP', f'near zero, {text}. {why}')
         return
     if recall >= FINDS_OBJECTS:
         why = (
@@ -81,9 +94,7 @@ def check_map(teacher: nn.Module, data: HeldOutData, columns: Tensor | None) -> 
             'untrained file, a config with another normalisation than it was trained with, or '
             'images of another kind'
         )
-    yield Finding(
-        'warning', 'teacher mAP', f'NEAR ZERO, {text}. {why}. Do not distil before that is clear'
-    )
+    yield Finding('error', 'teacher mAP', f'NEAR ZERO, {text}. {why}. {DO_NOT_DISTIL}')
 
 
 @torch.no_grad()
@@ -138,19 +149,33 @@ class _TeacherLabels(Dataset):
         return sample
 
 
-def check_calibration(
-    teacher: nn.Module, calibrator: Calibrator, data: HeldOutData, columns: Tensor | None
-) -> Iterator[Finding]:
-    """Measures a teacher's calibration on the samples that its own training would see.
+def collect_validation_samples(
+    teacher: nn.Module, data: HeldOutData, columns: Tensor | None
+) -> SampleStore:
+    """Collect the samples that a teacher's own training would see, labelled by its own classes.
 
     Args:
         teacher: As for :func:`check_map`.
-        calibrator: The config's.
         data: As for :func:`check_map`.
         columns: As for :func:`check_map`.
+
+    Raises:
+        TeacherError: A logit is not finite.
     """
     dataset = data.dataset if columns is None else _TeacherLabels(data.dataset, columns)
-    store = collect_samples(teacher, dataset)[DISTILLATION]
+    return collect_samples(teacher, dataset)[DISTILLATION]
+
+
+def check_calibration(
+    store: SampleStore, calibrator: Calibrator, data: HeldOutData
+) -> Iterator[Finding]:
+    """Measures a teacher's calibration.
+
+    Args:
+        store: Of :func:`collect_validation_samples`.
+        calibrator: The config's.
+        data: The images that the samples are of.
+    """
     try:
         result = fit_set(store, DISTILLATION)
     except TeacherError as error:  # T is for information

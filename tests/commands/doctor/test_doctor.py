@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from calkd_det.commands.doctor.teacher import check_classes, check_inputs
 from calkd_det.commands.doctor.tested_versions import TESTED_VERSIONS
 from calkd_det.commands.doctor.versions import check_versions
 from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.detectors.judgement import Judgement
 from calkd_det.measurement.held_out import HeldOutData, sha256_of
 from calkd_det.teachers.class_map import match_classes
 
@@ -72,11 +74,22 @@ def doctor(tool: ModuleType, work: Path, capsys: pytest.CaptureFixture) -> Docto
     return run
 
 
+@pytest.fixture
+def good_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the teacher of random weights pass for one that was trained."""
+    judgement = Judgement({}, (), 0.8, 0.8, blind=False, sees=True, skill=0.78, renamed_skill=0.78)
+    package = 'calkd_det.commands.doctor'
+    # By sys.modules: the package's examine is its function.
+    module = sys.modules[f'{package}.examine']
+    monkeypatch.setattr(module, 'judge_samples', lambda *args: judgement)
+    monkeypatch.setattr(f'{package}.quality.evaluate_boxes', lambda *args: (0.4, 0.5))
+
+
 def files(root: Path) -> dict[str, str]:
     return {str(path): sha256_of(path) for path in root.rglob('*') if path.is_file()}
 
 
-def test_a_config_that_is_ready(doctor: Doctor, work: Path) -> None:
+def test_a_config_that_is_ready(doctor: Doctor, work: Path, good_teacher: None) -> None:
     before = files(work)
     code, text = doctor()
     assert code == 0
@@ -89,14 +102,23 @@ def test_a_config_that_is_ready(doctor: Doctor, work: Path) -> None:
     assert 'ok BatchNorm 20 layers folded' in text
     assert 'ok calibrator TemperatureScaling, T = 1.5' in text
     assert re.search(r'ok memory \d+\.\d MiB of weights', text)
-    # The teacher's weights are random, which is a matter of a warning.
-    assert f'warning teacher mAP NEAR ZERO, 0.000 (COCO, bbox) on {NUM_VAL} validation' in text
-    assert 'Its boxes do not find the objects' in text
+    assert 'ok evidence it predicts 0.80 of the foreground samples as their class' in text
+    assert f'ok teacher mAP 0.400 (COCO, bbox) on {NUM_VAL} validation' in text
     assert re.search(r'ok calibration ECE [\d.]+ % as it is, [\d.]+ % with the config', text)
     assert 'ok training step a batch of 2 images, every loss finite: loss_rpn_cls' in text
     assert re.search(r'ok distillation loss_kd [\d.]+, teacher_confidence 0\.\d+', text)
     assert re.search(r'ok cost the teacher adds \d+ % to the time of a step', text)
-    assert re.search(r'ready to train: no errors, \d warnings?$', text)
+    assert 'Do not distil' not in text
+    assert re.search(r'\bready to train: no errors, no warnings$', text)
+
+
+def test_an_untrained_teacher_is_not_ready(doctor: Doctor) -> None:
+    code, text = doctor()
+    assert code == 1
+    assert f'error teacher mAP NEAR ZERO, 0.000 (COCO, bbox) on {NUM_VAL} validation' in text
+    assert 'Its boxes do not find the objects' in text
+    assert 'Do not distil before that is clear' in text
+    assert re.search(r'not ready to train: \d errors?, \d warnings?$', text)
 
 
 def test_a_missing_teacher_leaves_the_other_checks(doctor: Doctor) -> None:
@@ -129,7 +151,9 @@ def test_classes_that_the_teacher_lacks(doctor: Doctor, work: Path) -> None:
     assert "error teacher model.teacher does not know 10 of the student's classes: zero" in text
 
 
-def test_a_warning_of_the_build_is_a_finding(doctor: Doctor, work: Path) -> None:
+def test_a_warning_of_the_build_is_a_finding(
+    doctor: Doctor, work: Path, good_teacher: None
+) -> None:
     torch.save(torch.load('teacher.pth')['state_dict'], 'teacher.pth')
     base = f"_base_ = __import__('calkd_det').config_path('{TEACHER}')"
     Path('no_data.py').write_text(f'{base}\ntrain_dataloader = dict(_delete_=True)\n')
@@ -150,15 +174,14 @@ def test_permuted_classes_change_no_figure(doctor: Doctor, work: Path) -> None:
             content['state_dict'][key] = value.unflatten(0, (10, 4))[order].flatten(0, 1)
     content['meta']['dataset_meta']['classes'] = DIGITS[::-1]
     torch.save(content, 'teacher.pth')
-    code, text = doctor()
-    assert code == 0
+    _, text = doctor()
     assert 'ok classes the same 10 in another order, matched by name' in text
     for title in ('teacher mAP', 'calibration ECE', 'distillation loss_kd'):
         (line,) = re.findall(rf'{title} .*? (?:ok|warning) ', expected)
         assert line in text
 
 
-def test_a_temperature_of_another_teacher(doctor: Doctor, work: Path) -> None:
+def test_a_temperature_of_another_teacher(doctor: Doctor, work: Path, good_teacher: None) -> None:
     def about(checkpoint: str, sha256: str | None, **more: object) -> str:
         teacher = {'checkpoint': checkpoint, 'checkpoint_sha256': sha256}
         Path('t.json').write_text(json.dumps({'temperature': 2.0, 'teacher': teacher, **more}))
@@ -249,9 +272,14 @@ def test_map_is_of_the_images_looked_at(images: HeldOutData) -> None:
 
 
 def test_mixed_up_classes_are_told_from_wrong_boxes(images: HeldOutData) -> None:
-    (finding,) = check_map(Oracle((torch.arange(10) + 5) % 10), images, None)
-    assert finding.mark == 'warning'
+    shifted = Oracle((torch.arange(10) + 5) % 10)
+    (finding,) = check_map(shifted, images, None)
+    assert finding.mark == 'error'
     assert 'Its boxes find the objects (AR 1.000 whatever the class)' in finding.text
+    assert finding.text.endswith('Do not distil before that is clear')
+    (finding,) = check_map(shifted, images, None, True)
+    assert finding.mark == 'warning'
+    assert 'Do not distil' not in finding.text
     (finding,) = check_map(Oracle(torch.arange(10)), images, None)
     assert finding.mark == 'ok'
 
