@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.logging import MessageHub, print_log
