@@ -20,6 +20,7 @@ from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.errors import ConfigError, did_you_mean
+from calkd_det.losses import call_loss
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
@@ -151,8 +152,13 @@ class DistillationMixin:
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():
                 if loss.loss_weight != 0:
-                    logs[prefix + name] = group.factor * loss(
-                        group.logits, teacher_logits, group.labels, group.weights
+                    logs[prefix + name] = group.factor * call_loss(
+                        loss,
+                        group.logits,
+                        teacher_logits,
+                        group.labels,
+                        group.weights,
+                        getattr(group, 'avg_factor', None),
                     )
             logs.update(
                 {prefix + name: value for name, value in diagnose(group, teacher_logits).items()}

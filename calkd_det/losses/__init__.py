@@ -1,5 +1,6 @@
 """Distillation losses: pure functions and a registered module around each."""
 
+from calkd_det.losses.base import DistillationLoss, call_loss
 from calkd_det.losses.binary_kd_loss import BinaryKDLoss, binary_kd_loss
 from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss
 from calkd_det.losses.kd_loss import KDLoss, kd_loss
@@ -12,10 +13,12 @@ from calkd_det.losses.mlld_loss import MLLDLoss, mlld_loss
 __all__ = [
     'BinaryKDLoss',
     'DKDLoss',
+    'DistillationLoss',
     'KDLoss',
     'LogitStandardizationKDLoss',
     'MLLDLoss',
     'binary_kd_loss',
+    'call_loss',
     'dkd_loss',
     'kd_loss',
     'logit_standardization_kd_loss',

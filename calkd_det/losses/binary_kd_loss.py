@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
-from torch import Tensor, nn
+from torch import Tensor
 
-from calkd_det.config import check_number
 from calkd_det.errors import ConfigError, did_you_mean
+from calkd_det.losses.base import AvgFactor, DistillationLoss
 
 Weighting = Literal['all', 'foreground', 'difference']
 
@@ -23,6 +24,7 @@ def binary_kd_loss(
     *,
     tau: float = 1.0,
     weighting: Weighting = 'difference',
+    avg_factor: AvgFactor = None,
 ) -> Tensor:
     r"""Kullback-Leibler divergence of the student's sigmoid scores from the teacher's.
 
@@ -34,10 +36,11 @@ def binary_kd_loss(
         (1 - p^t_{nc}) \log \frac{1 - p^t_{nc}}{1 - p^s_{nc}} \right),
         \quad p = \sigma(z / \tau)
 
-    It is summed over classes and samples and divided by F, the number of samples with an object,
-    by which dense heads divide their own loss: the mean over the processes of a distributed
-    training, one at least. The weight :math:`v_{nc}` says what of it counts, for of a hundred
-    thousand samples nearly all are background that both deny:
+    It is summed over classes and samples and divided by F, by which the student's head divides
+    its own classification loss: ``avg_factor``. Without it, F is the number of samples with an
+    object: the mean over the processes of a distributed training, at least one. The weight
+    :math:`v_{nc}` says what of it counts, for of a hundred thousand samples nearly all are
+    background that both deny:
 
     ``'difference'``
         :math:`|p^t - p^s|`: where they agree, nothing is to be learnt, so that the background
@@ -62,6 +65,8 @@ def binary_kd_loss(
         weights: Float, shape (N,), >= 0.
         tau: The distillation temperature, > 0, that softens both sides.
         weighting: See above.
+        avg_factor: F, > 0, a number or a tensor without dimensions. It is used as it is: a head
+            that takes the mean over the processes has done so already. None: see above.
 
     Returns:
         A float32 scalar; zero, with a graph, where there is no sample.
@@ -86,19 +91,25 @@ def binary_kd_loss(
         divergence = divergence * (score - student.sigmoid()).abs()
     elif weighting == 'foreground':
         weights = weights * foreground
-    count = reduce_mean(foreground.sum().float()).clamp(min=1)
-    return tau**2 * (weights * divergence.sum(dim=1)).sum() / count
+    total = (weights * divergence.sum(dim=1)).sum()
+    return tau**2 * total / _divisor(foreground, avg_factor)
+
+
+def _divisor(foreground: Tensor, avg_factor: AvgFactor) -> float | Tensor:
+    if avg_factor is None:
+        return reduce_mean(foreground.sum().float()).clamp(min=1)
+    # mmdet's own losses add the same, against a head that divides by zero.
+    return avg_factor + torch.finfo(torch.float32).eps
 
 
 @MODELS.register_module()
-class BinaryKDLoss(nn.Module):
+class BinaryKDLoss(DistillationLoss):
     """:func:`binary_kd_loss` as a registered module, for heads that classify by sigmoids.
 
     Args:
         tau: The distillation temperature, > 0. It softens teacher and student alike and is not
             the teacher's calibration temperature T.
-        loss_weight: Factor of the loss, >= 0. Zero switches distillation off: the step is then
-            the plain detector's, bit for bit, and no teacher is loaded.
+        loss_weight: Factor of the loss, >= 0. Zero switches it off.
         weighting: ``'difference'``, ``'foreground'`` or ``'all'``: what counts, see
             :func:`binary_kd_loss`.
 
@@ -112,36 +123,26 @@ class BinaryKDLoss(nn.Module):
     def __init__(
         self, tau: float = 1.0, loss_weight: float = 1.0, weighting: Weighting = 'difference'
     ) -> None:
-        super().__init__()
-        self.tau = check_number(tau, 'distillation.tau')
-        self.loss_weight = check_number(loss_weight, 'distillation.loss_weight', minimum_open=False)
+        super().__init__(loss_weight, positive=dict(tau=tau))
         self.weighting = _check_weighting(weighting)
 
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor
+    def compute(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        avg_factor: AvgFactor,
     ) -> Tensor:
-        """Computes the weighted loss.
-
-        Args:
-            student_logits: Float, shape (N, C).
-            teacher_logits: Calibrated, float, shape (N, C).
-            labels: Assigned classes, int64, shape (N,); C is the background.
-            weights: Float, shape (N,), >= 0.
-
-        Returns:
-            A float32 scalar.
-        """
-        return self.loss_weight * binary_kd_loss(
+        return binary_kd_loss(
             student_logits,
             teacher_logits,
             labels,
             weights,
             tau=self.tau,
             weighting=self.weighting,
+            avg_factor=avg_factor,
         )
-
-    def extra_repr(self) -> str:
-        return f'tau={self.tau}, loss_weight={self.loss_weight}, weighting={self.weighting!r}'
 
 
 def _check_weighting(value: Any) -> Weighting:

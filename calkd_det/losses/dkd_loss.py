@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from calkd_det.config import check_number
 from calkd_det.losses.averaging import mean_over_samples
+from calkd_det.losses.base import AvgFactor, DistillationLoss
 
 
 def dkd_loss(
@@ -83,7 +83,7 @@ def _decouple(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @MODELS.register_module()
-class DKDLoss(nn.Module):
+class DKDLoss(DistillationLoss):
     """:func:`dkd_loss` as a registered module.
 
     The defaults are those of the authors' released code for Faster R-CNN on COCO. Its defaults
@@ -109,27 +109,19 @@ class DKDLoss(nn.Module):
         tau: float = 1.0,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.alpha = check_number(alpha, 'distillation.alpha', minimum_open=False)
-        self.beta = check_number(beta, 'distillation.beta', minimum_open=False)
-        self.tau = check_number(tau, 'distillation.tau')
-        self.loss_weight = check_number(loss_weight, 'distillation.loss_weight', minimum_open=False)
+        super().__init__(
+            loss_weight, positive=dict(tau=tau), non_negative=dict(alpha=alpha, beta=beta)
+        )
 
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor
+    def compute(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        avg_factor: AvgFactor,
     ) -> Tensor:
-        """Computes the weighted loss.
-
-        Args:
-            student_logits: Float, shape (N, C + 1), background last.
-            teacher_logits: Calibrated, float, shape (N, C + 1).
-            labels: Assigned classes, int64, shape (N,); C is the background.
-            weights: Float, shape (N,), >= 0.
-
-        Returns:
-            A float32 scalar.
-        """
-        return self.loss_weight * dkd_loss(
+        return dkd_loss(
             student_logits,
             teacher_logits,
             labels,
@@ -137,9 +129,4 @@ class DKDLoss(nn.Module):
             alpha=self.alpha,
             beta=self.beta,
             tau=self.tau,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f'alpha={self.alpha}, beta={self.beta}, tau={self.tau}, loss_weight={self.loss_weight}'
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from calkd_det.config import check_number
 from calkd_det.losses.averaging import mean_over_samples
+from calkd_det.losses.base import AvgFactor, DistillationLoss
 
 
 def kd_loss(
@@ -49,14 +49,13 @@ def kd_loss(
 
 
 @MODELS.register_module()
-class KDLoss(nn.Module):
+class KDLoss(DistillationLoss):
     """:func:`kd_loss` as a registered module.
 
     Args:
         tau: The distillation temperature, > 0. It softens teacher and student alike and is not
             the teacher's calibration temperature T.
-        loss_weight: Factor of the loss, >= 0. Zero switches distillation off: the step is then
-            the plain detector's, bit for bit, and no teacher is loaded.
+        loss_weight: Factor of the loss, >= 0. Zero switches it off.
 
     Raises:
         ConfigError: An argument is not a finite number in its range.
@@ -65,25 +64,14 @@ class KDLoss(nn.Module):
     activation = 'softmax'
 
     def __init__(self, tau: float = 1.0, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.tau = check_number(tau, 'distillation.tau')
-        self.loss_weight = check_number(loss_weight, 'distillation.loss_weight', minimum_open=False)
+        super().__init__(loss_weight, positive=dict(tau=tau))
 
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor
+    def compute(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        avg_factor: AvgFactor,
     ) -> Tensor:
-        """Computes the weighted loss.
-
-        Args:
-            student_logits: Float, shape (N, C + 1), background last.
-            teacher_logits: Calibrated, float, shape (N, C + 1).
-            labels: Assigned classes, int64, shape (N,). Not used by this loss.
-            weights: Float, shape (N,), >= 0.
-
-        Returns:
-            A float32 scalar.
-        """
-        return self.loss_weight * kd_loss(student_logits, teacher_logits, weights, tau=self.tau)
-
-    def extra_repr(self) -> str:
-        return f'tau={self.tau}, loss_weight={self.loss_weight}'
+        return kd_loss(student_logits, teacher_logits, weights, tau=self.tau)

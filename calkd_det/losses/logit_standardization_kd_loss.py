@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from calkd_det.config import check_number
+from calkd_det.losses.base import AvgFactor, DistillationLoss
 from calkd_det.losses.kd_loss import kd_loss
 
 
@@ -77,7 +77,7 @@ def _standardize(logits: Tensor, eps: float) -> Tensor:
 
 
 @MODELS.register_module()
-class LogitStandardizationKDLoss(nn.Module):
+class LogitStandardizationKDLoss(DistillationLoss):
     """:func:`logit_standardization_kd_loss` as a registered module.
 
     **The teacher's calibration temperature T has no effect on this loss**: it cancels in the
@@ -101,28 +101,16 @@ class LogitStandardizationKDLoss(nn.Module):
     activation = 'softmax'
 
     def __init__(self, tau: float = 2.0, loss_weight: float = 1.0, eps: float = 1e-7) -> None:
-        super().__init__()
-        self.tau = check_number(tau, 'distillation.tau')
-        self.loss_weight = check_number(loss_weight, 'distillation.loss_weight', minimum_open=False)
-        self.eps = check_number(eps, 'distillation.eps')
+        super().__init__(loss_weight, positive=dict(tau=tau, eps=eps))
 
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor
+    def compute(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        avg_factor: AvgFactor,
     ) -> Tensor:
-        """Computes the weighted loss.
-
-        Args:
-            student_logits: Float, shape (N, C + 1), background last.
-            teacher_logits: Float, shape (N, C + 1).
-            labels: Assigned classes, int64, shape (N,). Not used by this loss.
-            weights: Float, shape (N,), >= 0.
-
-        Returns:
-            A float32 scalar.
-        """
-        return self.loss_weight * logit_standardization_kd_loss(
+        return logit_standardization_kd_loss(
             student_logits, teacher_logits, weights, tau=self.tau, eps=self.eps
         )
-
-    def extra_repr(self) -> str:
-        return f'tau={self.tau}, loss_weight={self.loss_weight}, eps={self.eps}'

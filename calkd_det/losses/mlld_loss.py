@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from calkd_det.config import check_number
 from calkd_det.errors import ConfigError
 from calkd_det.losses.averaging import count_samples
+from calkd_det.losses.base import AvgFactor, DistillationLoss
 from calkd_det.losses.kd_loss import kd_loss
 
 DEFAULT_TAUS = (2.0, 3.0, 4.0, 5.0, 6.0)
@@ -54,8 +54,9 @@ def mlld_loss(
     The N x N matrices are never built. With D = P^s - P^t and S = P^s + P^t both differences are
     made of D^T D, S^T S and D^T S, each (K, K): memory is O(N K + K^2) for each tau, 1.3 MB
     instead of 67 MB a matrix for 4,096 RoIs and 81 logits. Nothing of the size of P^s is
-    subtracted, so that no digits are lost where student and teacher are close. Float32, whatever
-    autocast says.
+    subtracted, so that no digits are lost where student and teacher are close. Logits of any
+    precision are computed in float32; autocast would compute the products in half precision, so
+    that :class:`MLLDLoss` switches it off.
 
     Args:
         student_logits: Float, shape (N, K).
@@ -80,18 +81,16 @@ def mlld_loss(
         >>> mlld_loss(z, z, torch.ones(2))
         tensor(0.)
     """
-    # Matrix products are what autocast would compute in half precision.
-    with torch.autocast(student_logits.device.type, enabled=False):
-        student, teacher = student_logits.float(), teacher_logits.detach().float()
-        count = count_samples(weights)
-        scale = 1.0 if batch_size is None else batch_size / count
-        loss = student.new_zeros(())
-        for tau in taus:
-            batch, classes = _correlation_distances(student / tau, teacher / tau, weights)
-            loss = loss + instance_weight * kd_loss(student, teacher, weights, tau=tau)
-            loss = loss + batch_weight * scale * batch / count
-            loss = loss + class_weight * scale**2 * classes / student.shape[1]
-        return loss
+    student, teacher = student_logits.float(), teacher_logits.detach().float()
+    count = count_samples(weights)
+    scale = 1.0 if batch_size is None else batch_size / count
+    loss = student.new_zeros(())
+    for tau in taus:
+        batch, classes = _correlation_distances(student / tau, teacher / tau, weights)
+        loss = loss + instance_weight * kd_loss(student, teacher, weights, tau=tau)
+        loss = loss + batch_weight * scale * batch / count
+        loss = loss + class_weight * scale**2 * classes / student.shape[1]
+    return loss
 
 
 def _correlation_distances(
@@ -111,7 +110,7 @@ def _correlation_distances(
 
 
 @MODELS.register_module()
-class MLLDLoss(nn.Module):
+class MLLDLoss(DistillationLoss):
     """:func:`mlld_loss` as a registered module.
 
     The temperatures and ``batch_size`` are those of the authors' released code for CIFAR-100
@@ -144,7 +143,14 @@ class MLLDLoss(nn.Module):
         batch_size: float | None = 64.0,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            loss_weight,
+            non_negative=dict(
+                instance_weight=instance_weight,
+                batch_weight=batch_weight,
+                class_weight=class_weight,
+            ),
+        )
         if not isinstance(taus, Sequence) or isinstance(taus, str) or not taus:
             raise ConfigError(
                 f'distillation.taus must be a list of at least one number > 0, but is {taus!r}'
@@ -152,44 +158,25 @@ class MLLDLoss(nn.Module):
         self.taus = tuple(
             check_number(tau, f'distillation.taus[{index}]') for index, tau in enumerate(taus)
         )
-        levels = dict(
-            instance_weight=instance_weight, batch_weight=batch_weight, class_weight=class_weight
-        )
-        self.levels = {
-            name: check_number(value, f'distillation.{name}', minimum_open=False)
-            for name, value in levels.items()
-        }
         if batch_size is not None:
             batch_size = check_number(batch_size, 'distillation.batch_size', hint='or None')
         self.batch_size = batch_size
-        self.loss_weight = check_number(loss_weight, 'distillation.loss_weight', minimum_open=False)
 
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor
+    def compute(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        avg_factor: AvgFactor,
     ) -> Tensor:
-        """Computes the weighted loss.
-
-        Args:
-            student_logits: Float, shape (N, C + 1), background last.
-            teacher_logits: Calibrated, float, shape (N, C + 1).
-            labels: Assigned classes, int64, shape (N,). Not used by this loss.
-            weights: Float, shape (N,), >= 0.
-
-        Returns:
-            A float32 scalar.
-        """
-        return self.loss_weight * mlld_loss(
+        return mlld_loss(
             student_logits,
             teacher_logits,
             weights,
             taus=self.taus,
+            instance_weight=self.instance_weight,
+            batch_weight=self.batch_weight,
+            class_weight=self.class_weight,
             batch_size=self.batch_size,
-            **self.levels,
-        )
-
-    def extra_repr(self) -> str:
-        levels = ', '.join(f'{name}={value}' for name, value in self.levels.items())
-        return (
-            f'taus={self.taus}, {levels}, batch_size={self.batch_size}, '
-            f'loss_weight={self.loss_weight}'
         )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -167,6 +167,34 @@ def test_the_mean_number_of_objects_over_processes_divides(
     module = sys.modules[binary_kd_loss.__module__]
     monkeypatch.setattr(module, 'reduce_mean', lambda count: (count + 26) / 2)
     assert torch.allclose(binary_kd_loss(*inputs), alone * 6 / 16)
+
+
+@every_weighting
+@pytest.mark.parametrize('kind', [float, torch.tensor, lambda x: torch.tensor(x).half()])
+def test_the_divisor_of_the_head_takes_the_place_of_the_number_of_objects(
+    weighting: str, kind: Callable
+) -> None:
+    inputs = samples()
+    alone = binary_kd_loss(*inputs, weighting=weighting)
+    divided = binary_kd_loss(*inputs, weighting=weighting, avg_factor=kind(1.5))
+    assert torch.allclose(divided, alone * 6 / 1.5)
+    assert divided.dtype == torch.float32
+    module = BinaryKDLoss(weighting=weighting, loss_weight=0.5)
+    assert torch.equal(module(*inputs, avg_factor=kind(1.5)), 0.5 * divided)
+
+
+def test_the_divisor_of_the_head_is_not_averaged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_communication(count: Tensor) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(sys.modules[binary_kd_loss.__module__], 'reduce_mean', no_communication)
+    assert binary_kd_loss(*samples(), avg_factor=3.0) > 0
+
+
+def test_a_divisor_of_zero_gives_zero_where_there_is_nothing_to_divide() -> None:
+    z_s, z_t, labels, weights = samples()
+    loss = binary_kd_loss(z_s, z_t, labels, torch.zeros_like(weights), avg_factor=0.0)
+    assert loss == 0
 
 
 def test_module_passes_its_arguments_on() -> None:

@@ -25,7 +25,7 @@ from calkd_det.errors import ConfigError
 CLASSES = 6
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'losses.md'
 PUBLIC = [getattr(calkd_det.losses, name) for name in calkd_det.losses.__all__]
-LOSSES = [value for value in PUBLIC if inspect.isclass(value)]
+LOSSES = [value for value in PUBLIC if inspect.isclass(value) and not inspect.isabstract(value)]
 # Arguments under which nothing of a loss is held constant for the gradient.
 DIFFERENTIABLE = {'BinaryKDLoss': dict(weighting='all')}
 HALVES = [torch.float16, torch.bfloat16]
@@ -70,6 +70,7 @@ def test_is_a_registered_module_with_what_the_detector_reads(cls: type[nn.Module
         'teacher_logits',
         'labels',
         'weights',
+        'avg_factor',
     ]
 
 
@@ -86,6 +87,16 @@ def test_loss_weight_scales_and_may_be_zero(cls: type[nn.Module]) -> None:
 def test_a_sentence_for_a_weight_that_is_no_number(cls: type[nn.Module]) -> None:
     with pytest.raises(ConfigError, match=r'distillation\.loss_weight must be a finite number'):
         cls(loss_weight='1')
+
+
+@pytest.mark.parametrize(
+    'cls', [cls for cls in LOSSES if cls.activation == 'softmax'], ids=lambda cls: cls.__name__
+)
+def test_a_mean_over_samples_is_divided_as_roi_heads_divide(cls: type[nn.Module]) -> None:
+    inputs = samples(cls)
+    # As mmdet's BBoxHead.loss computes its own.
+    avg_factor = max(torch.sum(inputs[3] > 0).float().item(), 1.0)
+    assert torch.equal(cls()(*inputs, avg_factor=avg_factor), cls()(*inputs))
 
 
 @every_loss
@@ -255,7 +266,7 @@ def test_works_under_any_calibrator(cls: type[nn.Module], name: str, dtype: torc
 
 
 @pytest.mark.parametrize(
-    'name', sorted({value.__module__ for value in PUBLIC} | {'calkd_det.losses.averaging'})
+    'name', sorted({cls.__module__ for cls in LOSSES} | {'calkd_det.losses.averaging'})
 )
 def test_examples_in_the_docstrings_hold(name: str) -> None:
     result = doctest.testmod(sys.modules[name])
