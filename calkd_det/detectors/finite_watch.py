@@ -43,8 +43,8 @@ class FiniteWatch:
         if self._reported or self._finite is not None:
             return
         self._iteration = MessageHub.get_current_instance().get_info('iter', self._steps - 1) + 1
-        teacher = torch.stack([logits.isfinite().all() for logits in answers])
-        student = torch.stack([group.logits.isfinite().all() for group in samples])
+        teacher = torch.stack([_all_finite(logits) for logits in answers])
+        student = torch.stack([_all_finite(group.logits) for group in samples])
         finite = torch.stack([teacher.all(), student.all()])
         if finite.is_cuda:
             finite = finite.to('cpu', non_blocking=True)
@@ -99,3 +99,11 @@ def leave_out_non_finite(
     finite = teacher_logits.sum(dim=1).isfinite()
     weights = samples.weights * finite
     return replace(samples, weights=weights), teacher_logits.masked_fill_(~finite[:, None], 0)
+
+
+def _all_finite(values: Tensor) -> Tensor:
+    """Return whether all values are finite, a bool scalar; no tensor of their size is made."""
+    if values.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    # Both are NaN where any value is.
+    return torch.stack(torch.aminmax(values.detach())).isfinite().all()
