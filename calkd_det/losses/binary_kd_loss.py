@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.losses.base import AvgFactor, DistillationLoss
+from calkd_det.losses.binary_divergence import binary_divergence
 
 Weighting = Literal['all', 'foreground', 'difference']
 
@@ -57,6 +57,9 @@ def binary_kd_loss(
         1. The plain divergence. A temperature above one, T of the calibrator or tau, draws the
         scores of all background towards 1/2, and their number makes this the greatest part.
 
+    Memory: see :func:`~calkd_det.losses.binary_divergence.binary_divergence`; ``'foreground'``
+    computes nothing of the background.
+
     Args:
         student_logits: Float, shape (N, C).
         teacher_logits: Float, shape (N, C), already calibrated, i.e. divided by the teacher's
@@ -69,7 +72,8 @@ def binary_kd_loss(
             that takes the mean over the processes has done so already. None: see above.
 
     Returns:
-        A float32 scalar; zero, with a graph, where there is no sample.
+        A scalar, float32, or float64 where the student's logits are; zero, with a graph, where
+        there is no sample. It can be differentiated once.
 
     Example:
         >>> import torch
@@ -79,19 +83,17 @@ def binary_kd_loss(
         >>> binary_kd_loss(z, z, labels, torch.ones(1))
         tensor(0.)
     """
-    student = student_logits.float() / tau
-    teacher = teacher_logits.detach().float() / tau
-    score = teacher.sigmoid()
-    # A cross-entropy less the teacher's entropy: equal logits cancel to zero exactly.
-    divergence = F.binary_cross_entropy_with_logits(student, score, reduction='none')
-    divergence = divergence - F.binary_cross_entropy_with_logits(teacher, score, reduction='none')
     foreground = (labels < student_logits.shape[1]) & (weights > 0)
-    weights = weights.float()
-    if weighting == 'difference':
-        divergence = divergence * (score - student.sigmoid()).abs()
-    elif weighting == 'foreground':
-        weights = weights * foreground
-    total = (weights * divergence.sum(dim=1)).sum()
+    if weighting == 'foreground':
+        student_logits, teacher_logits = student_logits[foreground], teacher_logits[foreground]
+        weights = weights[foreground]
+    total = binary_divergence(
+        student_logits,
+        teacher_logits,
+        weights,
+        tau=tau,
+        scale_by_difference=weighting == 'difference',
+    )
     return tau**2 * total / _divisor(foreground, avg_factor)
 
 

@@ -1,0 +1,141 @@
+"""The divergence of sigmoid scores over the maps of a dense head, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+# Logits in a chunk. On a CPU its temporaries stay in the cache; elsewhere few kernels are started.
+CHUNK_ON_CPU = 2**17
+CHUNK_ELSEWHERE = 2**22
+
+# No slope exceeds 1.06, so that this factor keeps all of them and all that is not far below the
+# smallest gradient which float16 itself can hold.
+FLOAT16_SCALE = 2.0**15
+
+
+def binary_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor,
+    *,
+    tau: float = 1.0,
+    scale_by_difference: bool = False,
+) -> Tensor:
+    r"""Sum the Kullback-Leibler divergences of the student's sigmoid scores from the teacher's.
+
+    .. math::
+        \sum_n w_n \sum_c v_{nc} \, \mathrm{KL}(p^t_{nc} \| p^s_{nc}), \quad
+        \mathrm{KL}(p \| q) = p \log \frac{p}{q} + (1 - p) \log \frac{1 - p}{1 - q}, \quad
+        p = \sigma(z / \tau)
+
+    with :math:`v = 1`, or :math:`v = |p^s - p^t|` where ``scale_by_difference`` is set. The
+    slopes by the student's logits are, with :math:`d = p^s - p^t`,
+
+    .. math::
+        \frac{w}{\tau} d \qquad \text{or} \qquad
+        \frac{w}{\tau} \left(|d| \, d + \mathrm{sign}(d) \, p^s (1 - p^s) \, \mathrm{KL}\right).
+
+    Value and slopes are computed together, a chunk of samples at a time. One tensor of the size
+    and dtype of the logits is kept for the backward pass, where a second one is made. Autograd
+    keeps up to six of these tensors and needs eight at its peak.
+
+    Args:
+        student_logits: Float, shape (N, C).
+        teacher_logits: Float, shape (N, C). Gradients do not flow into it.
+        weights: Float, shape (N,). Gradients do not flow into it.
+        tau: The distillation temperature, > 0, that softens both sides.
+        scale_by_difference: Whether v is the difference of the scores, through which the
+            gradient flows.
+
+    Returns:
+        A scalar, float32, or float64 where the student's logits are; it can be differentiated
+        once.
+
+    Raises:
+        RuntimeError: In the backward pass, where it is asked for a graph of the gradient.
+    """
+    needs_gradient = torch.is_grad_enabled() and student_logits.requires_grad
+    return _BinaryDivergence.apply(
+        student_logits, teacher_logits.detach(), weights, tau, scale_by_difference, needs_gradient
+    )
+
+
+class _BinaryDivergence(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        weights: Tensor,
+        tau: float,
+        scale_by_difference: bool,
+        needs_gradient: bool,
+    ) -> Tensor:
+        dtype = torch.promote_types(student_logits.dtype, torch.float32)
+        weights = weights.to(dtype)
+        divergences = weights.new_empty(len(student_logits))
+        slopes = torch.empty_like(student_logits) if needs_gradient else None
+        for rows in _chunks(student_logits):
+            divergences[rows], slope = _divergence_and_slope(
+                student_logits[rows].to(dtype) / tau,
+                teacher_logits[rows].to(dtype) / tau,
+                scale_by_difference,
+                needs_gradient,
+            )
+            if slopes is not None:
+                slopes[rows] = slope.mul_(_scale(slopes))
+        if slopes is not None:
+            ctx.save_for_backward(slopes, weights / (tau * _scale(slopes)))
+        return (weights * divergences).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Optional[Tensor], ...]:
+        # torch's once_differentiable would let a second derivative pass as zero.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'BinaryKDLoss can be differentiated once only: its gradient has no graph, so that '
+                'create_graph=True does not work with it'
+            )
+        slopes, factors = ctx.saved_tensors
+        factors = (grad_output * factors)[:, None]
+        gradient = torch.empty_like(slopes)
+        for rows in _chunks(slopes):
+            gradient[rows] = slopes[rows] * factors[rows]
+        return gradient, None, None, None, None, None
+
+
+def _divergence_and_slope(
+    student: Tensor, teacher: Tensor, scale_by_difference: bool, needs_gradient: bool
+) -> tuple[Tensor, Optional[Tensor]]:
+    """Return each sample's divergence, (n,), and its slopes by the student's logits, (n, C)."""
+    student_score, teacher_score = student.sigmoid(), teacher.sigmoid()
+    # Of the forms of the divergence, this one loses no digits where both logits are far below
+    # zero, as on nearly all of the background, and is exactly zero where they are the same.
+    divergence = F.softplus(student).sub_(F.softplus(teacher))
+    divergence.addcmul_(teacher_score, student - teacher, value=-1)
+    difference = student_score - teacher_score
+    if not scale_by_difference:
+        return divergence.sum(dim=1), difference
+    slope = None
+    if needs_gradient:
+        slope = student_score.addcmul_(student_score, student_score, value=-1).mul_(divergence)
+        slope = slope.addcmul_(difference, difference).copysign_(difference)
+    return divergence.mul_(difference.abs_()).sum(dim=1), slope
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    """Yield slices of the samples, each of about as many logits as a chunk has."""
+    size = CHUNK_ON_CPU if logits.device.type == 'cpu' else CHUNK_ELSEWHERE
+    step = max(size // max(logits.shape[1], 1), 1)
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
+
+
+def _scale(slopes: Tensor) -> float:
+    return FLOAT16_SCALE if slopes.dtype == torch.float16 else 1.0
