@@ -26,6 +26,7 @@ from calkd_det.commands.doctor.student import (
     build_student,
     build_train_loader,
     check_distillation,
+    find_distilled,
     initialise,
     student_classes,
 )
@@ -52,30 +53,32 @@ def examine(cfg: Config, *, device: torch.device, num_images: int = 32) -> Itera
     register_all_modules(init_default_scope=True)
     yield from findings_of('versions', check_versions, installed_versions())
     yield from findings_of('device', check_device, device)
-    student, failed = attempt('model', build_student, cfg)
+    model, failed = attempt('model', build_student, cfg)
     yield from failed
     loader, failed = attempt('training data', build_train_loader, cfg)
     yield from failed
     if loader is not None:
         yield Finding('ok', 'training data', f'{len(loader.dataset)} images')
-    if student is None:
+    if model is None:
         return
-    yield from findings_of('distillation', check_distillation, cfg, student)
-    yield from _examine_model(cfg, student, loader, device, num_images)
+    yield from findings_of('distillation', check_distillation, cfg, model)
+    yield from _examine_model(cfg, model, loader, device, num_images)
 
 
 def _examine_model(
     cfg: Config,
-    student: nn.Module,
+    model: nn.Module,
     loader: DataLoader | None,
     device: torch.device,
     num_images: int,
 ) -> Iterator[Finding]:
-    _, failed = attempt('initial weights', initialise, student)
+    _, failed = attempt('initial weights', initialise, model)
     yield from failed
-    if getattr(student, 'distilling', False):
-        classes, unreadable = attempt('classes', student_classes, cfg, loader)
-        yield from unreadable
+    student = find_distilled(model)
+    if student is not None and student.distilling:
+        with logged_warnings('classes') as warnings:
+            classes, unreadable = attempt('classes', student_classes, cfg, loader)
+        yield from (*unreadable, *warnings)
         with logged_warnings('teacher') as warnings:
             _, failed = attempt('teacher', student.teacher.build, student, classes)
         yield from (*failed, *warnings)
@@ -83,9 +86,12 @@ def _examine_model(
             student.distillation = {}  # the student alone can still be looked at
         else:
             yield from _examine_teacher(cfg, student, classes, device, num_images)
-    if loader is not None:
-        student = revert_sync_batchnorm(student)
-        yield from findings_of('training step', check_step, student, loader, device)
+    if loader is not None and student in (None, model):
+        model = revert_sync_batchnorm(model)
+        yield from findings_of('training step', check_step, model, loader, device)
+    elif loader is not None:
+        text = f'cannot tell: a step of a {type(model).__name__} is not tried'
+        yield Finding('warning', 'training step', text)
 
 
 def _examine_teacher(

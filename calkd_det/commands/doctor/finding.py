@@ -31,14 +31,22 @@ class Finding:
     text: str
 
 
+class CannotTell(Exception):
+    """Something that training does not need keeps a check from its answer."""
+
+
 def attempt(title: str, make: Callable[..., T], *args: Any) -> tuple[T | None, list[Finding]]:
     """Calls ``make(*args)``; where it raises, an error's sentence takes the place of its value.
+
+    Of :class:`CannotTell` it is a warning's.
 
     Returns:
         The value and no finding, or None and one.
     """
     try:
         return make(*args), []
+    except CannotTell as reason:
+        return None, [Finding('warning', title, f'cannot tell: {reason}')]
     except CalKDError as error:
         text = ' '.join(str(error).split())
     # What mmdet and torch raise on a wrong config is of every kind, and the next checks can

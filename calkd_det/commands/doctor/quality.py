@@ -17,16 +17,23 @@ from torch.utils.data import Dataset
 
 from calkd_det.calibration import Calibrator, TemperatureScaling
 from calkd_det.commands.doctor.evidence import DO_NOT_DISTIL
-from calkd_det.commands.doctor.finding import Finding
-from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.commands.doctor.finding import CannotTell, Finding
+from calkd_det.errors import TeacherError
 from calkd_det.measurement.analysis import DISTILLATION, fit_set, format_temperature, measure
 from calkd_det.measurement.collect import SampleStore, collect_samples
-from calkd_det.measurement.held_out import HeldOutData, leaf_datasets, read_held_out
+from calkd_det.measurement.held_out import (
+    HeldOutData,
+    is_coco_dataset,
+    is_coco_file,
+    leaf_datasets,
+    read_held_out,
+)
 
 # A teacher worth distilling is far above the first. One whose classes are mixed up is below it
 # (by a few lucky classes not at zero), though its boxes, whatever their class, find the objects.
 NEAR_ZERO_MAP = 0.05
 FINDS_OBJECTS = 0.2
+_UNKNOWN = "the teacher's mAP and calibration are not looked at"
 
 
 def read_validation_images(
@@ -35,16 +42,26 @@ def read_validation_images(
     """The first images of the config's validation data, with the student's classes.
 
     Raises:
-        ConfigError: The config has none, or see
-            :func:`~calkd_det.measurement.held_out.read_held_out`.
+        CannotTell: The config has no such data, or they are not in COCO format.
+        ConfigError: See :func:`~calkd_det.measurement.held_out.read_held_out`.
     """
     leaf = next(leaf_datasets((cfg.get('val_dataloader') or {}).get('dataset')), None)
-    if not leaf or not leaf.get('ann_file'):
-        raise ConfigError("val_dataloader names no annotation file: the teacher's mAP is unknown")
+    if leaf is None:
+        raise CannotTell(f'the config has no val_dataloader, so {_UNKNOWN}')
+    if not leaf.get('ann_file'):
+        raise CannotTell(f'val_dataloader names no annotation file, so {_UNKNOWN}')
     root = Path(leaf.get('data_root') or '')
+    ann_file = root / leaf['ann_file']
+    if '://' in f'{leaf.get("data_root")}{leaf["ann_file"]}':
+        raise CannotTell(f"'{leaf['ann_file']}' is not a file on this machine, so {_UNKNOWN}")
+    if ann_file.exists() and not (is_coco_dataset(leaf) or is_coco_file(ann_file)):
+        kind = getattr(leaf.get('type'), '__name__', leaf.get('type'))
+        raise CannotTell(
+            f"'{ann_file}' of val_dataloader, a {kind}, is not in COCO format, so {_UNKNOWN}"
+        )
     data = read_held_out(
         cfg,
-        root / leaf['ann_file'],
+        ann_file,
         root / ((leaf.get('data_prefix') or {}).get('img') or ''),
         num_classes=num_classes,
         classes=classes,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 
 from mmdet.registry import MODELS
@@ -16,31 +17,69 @@ from torch.utils.data import DataLoader
 from calkd_det.commands.doctor.finding import Finding
 from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
-from calkd_det.teachers.source import read_source
+from calkd_det.teachers.class_names import configured_class_names, dataset_class_names
+
+KEYS = ('teacher', 'distillation')
 
 
 def build_student(cfg: Config) -> nn.Module:
     """Builds the model of a config on the CPU, without its teacher and its initial weights.
 
     Raises:
-        ConfigError: The config has no model, or a key of this package is wrong.
+        ConfigError: The config has no model, a key of this package is wrong, or one stands in a
+            detector that does not know it.
     """
     if 'model' not in cfg:
         raise ConfigError(f"'{cfg.filename}' has no 'model'")
+    _check_plain_type(cfg.model)
     return MODELS.build(copy.deepcopy(cfg.model))
 
 
-def check_distillation(cfg: Config, student: nn.Module) -> Iterator[Finding]:
-    """Says whether training with this config would distil, and with which losses."""
-    name = type(student).__name__
-    if not isinstance(student, DistillationMixin):
-        yield Finding(
-            'error',
-            'distillation',
-            f'this is no CalKD config: model.type is {name}, which has no teacher. Use '
-            'CalKDFasterRCNN with teacher=dict(...) and distillation=dict(...)',
-        )
+def _check_plain_type(model: Mapping) -> None:
+    """Refuse this package's keys in a detector whose constructor would refuse them."""
+    keys = [key for key in KEYS if key in model]
+    kind = model.get('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not keys or not isinstance(cls, type) or issubclass(cls, DistillationMixin):
         return
+    parameters = inspect.signature(cls).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD or p.name == keys[0] for p in parameters):
+        return
+    calkd = f'CalKD{cls.__name__}'
+    advice = f'write type={calkd!r}' if calkd in MODELS.module_dict else 'see docs/detectors.md'
+    raise ConfigError(
+        f'model.type is {cls.__name__}, a plain detector, which has no key {keys[0]!r}: training '
+        f'stops there; {advice}'
+    )
+
+
+def find_distilled(model: nn.Module) -> nn.Module | None:
+    """Return the CalKD detector that a model is or holds, None if there is none."""
+    return next((part for part in model.modules() if isinstance(part, DistillationMixin)), None)
+
+
+def check_distillation(cfg: Config, model: nn.Module) -> Iterator[Finding]:
+    """Says whether training with this config would distil, and with which losses."""
+    stray = [key for key in KEYS if cfg.get(key) is not None and cfg.model.get(key) is None]
+    student = find_distilled(model)
+    if stray and (student is None or student.teacher is None or not student.distillation):
+        yield Finding(
+            'warning',
+            'distillation',
+            f'{" and ".join(stray)} stand beside model, where nothing reads them: write '
+            f'model=dict({", ".join(f"{key}=dict(...)" for key in stray)})',
+        )
+    if student is None:
+        yield _no_calkd_detector(cfg, type(model).__name__)
+        return
+    name = type(student).__name__
+    if student is not model:
+        yield Finding(
+            'warning',
+            'distillation',
+            f'cannot tell all: model is a {type(model).__name__} that holds a {name}. Only the '
+            'latter and its teacher are looked over, as they are alone',
+        )
     imports = (cfg.get('custom_imports') or {}).get('imports') or ()
     imports = [imports] if isinstance(imports, str) else imports
     if not any(module.split('.')[0] == 'calkd_det' for module in imports):
@@ -62,6 +101,21 @@ def check_distillation(cfg: Config, student: nn.Module) -> Iterator[Finding]:
     yield Finding('ok', 'distillation', f'{name} with {losses}')
 
 
+def _no_calkd_detector(cfg: Config, name: str) -> Finding:
+    own = [key for key in KEYS if key in cfg.model]
+    if own:  # of another package's detector, whose constructor took it
+        text = (
+            f'cannot tell: model.type is {name}, no CalKD detector, with a {" and a ".join(own)} '
+            'of its own'
+        )
+        return Finding('warning', 'distillation', text)
+    text = (
+        f'this is no CalKD config: model.type is {name}, which has no teacher. Use '
+        'CalKDFasterRCNN with teacher=dict(...) and distillation=dict(...)'
+    )
+    return Finding('error', 'distillation', text)
+
+
 def build_train_loader(cfg: Config) -> DataLoader:
     """The loader of the config's training data, in this process instead of in workers.
 
@@ -78,15 +132,20 @@ def build_train_loader(cfg: Config) -> DataLoader:
 
 
 def student_classes(cfg: Config, loader: DataLoader | None) -> tuple[str, ...] | None:
-    """Class names of the training data, or of its config where the data cannot be read."""
+    """Class names by label of the training data; of its config where it cannot be read."""
     if loader is not None:
-        classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
-        return None if classes is None else tuple(classes)
-    return read_source(cfg.to_dict(), checkpoint='none is read').classes
+        return dataset_class_names(loader.dataset)
+    return configured_class_names((cfg.get('train_dataloader') or {}).get('dataset'))
 
 
-def initialise(student: nn.Module) -> None:
-    """Gives a student its initial weights as the start of training does, its teacher left out."""
-    distilled = isinstance(student, DistillationMixin)
-    plain = super(DistillationMixin, student) if distilled else student
-    plain.init_weights()
+def initialise(model: nn.Module) -> None:
+    """Gives a model its initial weights as the start of training does, its teachers left out."""
+    distilled = [part for part in model.modules() if isinstance(part, DistillationMixin)]
+    losses = [part.distillation for part in distilled]
+    for part in distilled:
+        part.distillation = {}
+    try:
+        model.init_weights()
+    finally:
+        for part, own in zip(distilled, losses):
+            part.distillation = own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 import helpers
 import pytest
 import torch
+from healthy import DIGITS, NUM_VAL, TEACHER
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -23,17 +23,13 @@ from calkd_det.commands.doctor.quality import check_map, evaluate_boxes, read_va
 from calkd_det.commands.doctor.teacher import check_classes, check_inputs
 from calkd_det.commands.doctor.tested_versions import TESTED_VERSIONS
 from calkd_det.commands.doctor.versions import check_versions
-from calkd_det.datasets.mini import write_mini_dataset
 from calkd_det.detectors.judgement import Judgement
 from calkd_det.measurement.held_out import HeldOutData, sha256_of
 from calkd_det.teachers.class_map import match_classes
 
 ROOT = Path(__file__).resolve().parents[3]
-TEACHER = 'mini/faster-rcnn_r18-teacher_fpn_12e_mini.py'
 STUDENT = 'mini/faster-rcnn_r18-student_fpn_12e_mini.py'
 CALKD = 'mini/calkd_faster-rcnn_r18-teacher-student_fpn_12e_mini.py'
-DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-NUM_VAL = 6
 
 Doctor = Callable[..., tuple[int, str]]
 
@@ -41,23 +37,6 @@ Doctor = Callable[..., tuple[int, str]]
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
     return helpers.load_tool('doctor')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: data, and a teacher of random weights."""
-    root = tmp_path_factory.mktemp('doctor')
-    write_mini_dataset(root / 'data/mini', num_images=dict(train=8, calibration=1, val=NUM_VAL))
-    model = Config.fromfile(config_path(TEACHER)).model
-    helpers.save_teacher(root / 'teacher.pth', model, classes=DIGITS)
-    return root
-
-
-@pytest.fixture
-def work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
