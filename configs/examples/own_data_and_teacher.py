@@ -15,6 +15,7 @@ model = dict(
 )
 
 data_root = 'data/my_data/'
+# In the order of the categories of the annotation files, which mmdet numbers labels by.
 metainfo = dict(classes=('cup', 'plate', 'spoon'))
 
 train_dataloader = dict(

@@ -6,8 +6,10 @@ _base_ = __import__('calkd_det').config_path(
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3)))
 
 data_root = 'data/street/'
-# Matched by name with the teacher's, in any order; its other 77 classes count as background.
-metainfo = dict(classes=('car', 'person', 'bicycle'))
+# In the order of the annotation file's categories, which mmdet numbers labels by, and which in a
+# file cut out of COCO's is COCO's. Matched by name with the teacher's classes, of which the other 77
+# count as background. Where the spelling differs: model.teacher.class_names.
+metainfo = dict(classes=('person', 'bicycle', 'car'))
 
 train_dataloader = dict(
     dataset=dict(
