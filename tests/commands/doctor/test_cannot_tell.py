@@ -35,6 +35,11 @@ def findings(change: Callable[[Config], None]) -> list[Finding]:
     return list(examine(calkd_config(change), device=torch.device('cpu'), num_images=2))
 
 
+def errors(found: list[Finding]) -> list[Finding]:
+    """All but what is said of a teacher with random weights: that it is blind."""
+    return [finding for finding in found if finding.mark == 'error' and finding.title != 'evidence']
+
+
 def marked(found: Sequence[Finding], title: str) -> list[tuple[str, str]]:
     return [(finding.mark, finding.text) for finding in found if finding.title == title]
 
@@ -83,7 +88,7 @@ def to_voc(cfg: Config) -> None:
 def test_data_that_are_not_in_coco_format(work: Path) -> None:
     write_voc(work)
     found = findings(to_voc)
-    assert [finding for finding in found if finding.mark == 'error'] == []
+    assert errors(found) == []
     ((mark, text),) = marked(found, 'validation data')
     assert mark == 'warning'
     assert "cannot tell: 'voc/list.txt' of val_dataloader, a XMLDataset, is not in COCO" in text
@@ -105,7 +110,7 @@ def test_data_that_are_not_in_coco_format(work: Path) -> None:
 )
 def test_what_cannot_be_told_is_a_warning(work: Path, change: Callable, why: str) -> None:
     found = findings(change)
-    assert [finding for finding in found if finding.mark == 'error'] == []
+    assert errors(found) == []
     ((mark, text),) = marked(found, 'validation data')
     assert mark == 'warning'
     assert text.startswith('cannot tell: ')
@@ -155,7 +160,7 @@ def test_names_spelt_otherwise_by_the_teacher(work: Path) -> None:
     torch.save(content, 'teacher.pth')
     assert marked(findings(lambda cfg: None), 'teacher')[0][0] == 'error'
     found = findings(lambda cfg: cfg.model.teacher.update(class_names=dict(zero='null')))
-    assert [finding for finding in found if finding.mark == 'error'] == []
+    assert errors(found) == []
     assert marked(found, 'classes') == [('ok', 'the same 10, in the same order')]
     assert marked(found, 'teacher mAP')
 
@@ -177,7 +182,7 @@ def test_a_detector_inside_another_model(work: Path) -> None:
         cfg.model = ConfigDict(type='Tracker', detector=cfg.model)
 
     found = findings(hold)
-    assert [finding for finding in found if finding.mark == 'error'] == []
+    assert errors(found) == []
     warning, ok = marked(found, 'distillation')
     assert warning[0] == 'warning'
     assert 'model is a Tracker that holds a CalKDFasterRCNN' in warning[1]
@@ -210,7 +215,7 @@ def test_a_plain_type_with_a_teacher(work: Path) -> None:
     found = findings(own)
     ((mark, text),) = marked(found, 'distillation')
     assert (mark, text[:12]) == ('warning', 'cannot tell:')
-    assert [finding for finding in found if finding.mark == 'error'] == []
+    assert errors(found) == []
 
 
 @pytest.mark.parametrize('kind', ['CalKDFasterRCNN', 'FasterRCNN'])
