@@ -28,6 +28,13 @@ class Tap(ABC):
     def supports(self, detector: nn.Module) -> bool:
         """Whether the detector's head is of this family."""
 
+    def is_tried(self, detector: nn.Module) -> bool:
+        """Return whether the tests of the taps run on the detector's head.
+
+        One that they do not run on is checked before it is believed, see :meth:`example`.
+        """
+        return False
+
     @abstractmethod
     def num_classes(self, detector: nn.Module) -> int:
         """The number of foreground classes C of the detector's classifier."""
@@ -83,6 +90,22 @@ class Tap(ABC):
 
         Returns:
             Logits, shape (N, C' + 1) or (N, C') with the C' classes of ``detector``.
+        """
+
+    @abstractmethod
+    def example(
+        self, detector: nn.Module
+    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+        """Compute the whole head's own class logits of random features.
+
+        What :meth:`classify` answers is compared with them, for a head that no test runs on.
+
+        Args:
+            detector: One without backbone and neck, in eval mode, on the CPU.
+
+        Returns:
+            Features as those of the neck, each (B, D, H, W), and for each classifier its samples
+            with the logits that the head gives them.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from mmdet.models.roi_heads.bbox_heads import (
     BBoxHead,
     DIIHead,
@@ -15,6 +16,7 @@ from mmdet.models.roi_heads.bbox_heads import (
 )
 from torch import Tensor, nn
 
+from calkd_det.taps.random_features import random_features, random_rois
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 # Every readable head has C + 1 logits, and mmdet turns them into scores by a softmax.
@@ -121,6 +123,40 @@ def roi_features(extractor: nn.Module, feats: Sequence[Tensor], rois: Tensor) ->
     """
     maps = tuple(feat.to(rois.dtype).contiguous() for feat in feats[: extractor.num_inputs])
     return extractor(maps, rois)
+
+
+def is_of_mmdet(head: nn.Module) -> bool:
+    """Whether a box head's class is mmdet's own, and not derived from one by a user."""
+    return type(head).__module__.startswith('mmdet.models.')
+
+
+def example_inputs(extractor: nn.Module, num_levels: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return random features of two images of 128 x 128 pixels, and RoIs within them.
+
+    Args:
+        extractor: A RoI extractor of mmdet.
+        num_levels: How many levels another part of the RoI head needs.
+
+    Returns:
+        Features, each (2, D, H, W), and RoIs, float, shape (16, 5).
+    """
+    sizes = [128 // stride for stride in extractor.featmap_strides]
+    while len(sizes) < num_levels:
+        sizes.append(max(1, sizes[-1] // 2))
+    feats = random_features([(size, size) for size in sizes], extractor.out_channels)
+    return feats, random_rois(128, count=16)
+
+
+def example_samples(logits: Tensor, rois: Tensor, name: str = '') -> ClassifierSamples:
+    """Return RoIs with the logits of a classifier, all of them background."""
+    return ClassifierSamples(
+        logits=logits,
+        labels=torch.full((len(rois),), logits.shape[1] - 1),
+        weights=torch.ones(len(rois)),
+        locations=rois,
+        activation=ACTIVATION,
+        name=name,
+    )
 
 
 def class_logits(head: nn.Module, roi_feats: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import ClassVar
 
@@ -18,6 +18,9 @@ from calkd_det.taps.box_head import (
     ACTIVATION,
     class_logits,
     drop_regression,
+    example_inputs,
+    example_samples,
+    is_of_mmdet,
     is_readable,
     keep_children,
     roi_features,
@@ -27,7 +30,7 @@ from calkd_det.taps.geometry import ROIS, Geometry
 from calkd_det.taps.roi_samples import watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
-ROI_HEADS = (CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead)
+BUILT_IN = (CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead)
 
 
 class CascadeRoIHeadTap(Tap):
@@ -37,7 +40,7 @@ class CascadeRoIHeadTap(Tap):
     asked about the RoIs of that stage, which the student's stages before it have refined.
     """
 
-    head_names = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with plain softmax classifiers'
+    built_in = BUILT_IN
     set_descriptions: ClassVar[Mapping[str, str]] = {
         'distillation': (
             'The RoIs that distillation sees, those of all stages: proposals, refined from stage '
@@ -46,15 +49,31 @@ class CascadeRoIHeadTap(Tap):
         **{f's{stage}': f'The RoIs of stage {stage}' for stage in range(10)},
     }
 
+    def __init__(self) -> None:
+        self.roi_heads = list(self.built_in)
+
+    @property
+    def known_heads(self) -> Collection[type[nn.Module]]:
+        return self.roi_heads
+
+    @property
+    def head_names(self) -> str:
+        names = ', '.join(cls.__name__ for cls in self.roi_heads)
+        return f'a {names} with plain softmax classifiers'
+
     def supports(self, detector: nn.Module) -> bool:
         roi_head = getattr(detector, 'roi_head', None)
         # The exact class: a subclass may forward its box heads in other ways.
         return (
-            type(roi_head) in ROI_HEADS
+            type(roi_head) in self.roi_heads
             and roi_head.with_bbox
             and all(is_readable(head) for head in roi_head.bbox_head)
             and len({head.num_classes for head in roi_head.bbox_head}) == 1
         )
+
+    def is_tried(self, detector: nn.Module) -> bool:
+        roi_head = detector.roi_head
+        return type(roi_head) in self.built_in and all(map(is_of_mmdet, roi_head.bbox_head))
 
     def num_classes(self, detector: nn.Module) -> int:
         return detector.roi_head.bbox_head[0].num_classes
@@ -123,6 +142,23 @@ class CascadeRoIHeadTap(Tap):
         if context is not None:
             roi_feats = roi_feats + context[rois[:, 0].long()]
         return class_logits(roi_head.bbox_head[stage], roi_feats)
+
+    def example(
+        self, detector: nn.Module
+    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+        roi_head = detector.roi_head
+        num_levels = getattr(getattr(roi_head, 'semantic_head', None), 'num_ins', 0)
+        feats, rois = example_inputs(roi_head.bbox_roi_extractor[0], num_levels)
+        shared = {}
+        if _fuses_semantics(roi_head):
+            shared['semantic_feat'] = roi_head.semantic_head(feats)[1]
+        if _fuses_context(roi_head):
+            shared['glbctx_feat'] = roi_head.glbctx_head(feats)[1]
+        samples = []
+        for stage, name in enumerate(self.classifiers(detector)):
+            logits = roi_head._bbox_forward(stage, feats, rois, **shared)['cls_score']
+            samples.append(example_samples(logits, rois, name))
+        return feats, samples
 
     @torch.no_grad()
     def sample_sets(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from weakref import WeakSet
 
-import numpy as np
 import torch
 from mmdet.models.dense_heads import (
     ATSSHead,
@@ -26,7 +26,6 @@ from mmdet.models.dense_heads import (
 )
 from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.structures import SampleList
-from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
@@ -34,6 +33,8 @@ from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
 from calkd_det.taps.dense_samples import NUM_DRAWN, NUM_HARDEST, share_of_background
 from calkd_det.taps.geometry import Geometry, format_size
+from calkd_det.taps.random_features import random_features
+from calkd_det.taps.rtmdet_ins import without_mask_loss
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
@@ -45,15 +46,14 @@ class Branch:
         convs: Name of the convolutions before the classifier: a list, or a list of one for each
             level.
         classifier: Name of the classifier: a layer, or a list of one for each level.
-        by_anchor: Whether a sample is the class of an anchor box, and not that of a location.
-        divides_by_metrics: Whether the head divides its loss by the sum of the metrics that its
-            assigner gives to the samples, after its ``loss_cls`` and not in it.
     """
 
     convs: str
     classifier: str
-    by_anchor: bool = False
-    divides_by_metrics: bool = False
+
+
+# Of whose samples each is an anchor box, and not a location, even where a location has but one.
+ANCHOR_HEADS = (RetinaHead, RetinaSepBNHead)
 
 
 class DenseHeadTap(Tap):
@@ -66,17 +66,17 @@ class DenseHeadTap(Tap):
     same corner of its own maps.
     """
 
-    branches: ClassVar[dict[type[nn.Module], Branch]] = {
-        RetinaHead: Branch('cls_convs', 'retina_cls', by_anchor=True),
-        RetinaSepBNHead: Branch('cls_convs', 'retina_cls', by_anchor=True),
+    built_in: ClassVar[dict[type[nn.Module], Branch]] = {
+        RetinaHead: Branch('cls_convs', 'retina_cls'),
+        RetinaSepBNHead: Branch('cls_convs', 'retina_cls'),
         SABLRetinaHead: Branch('cls_convs', 'retina_cls'),
         FCOSHead: Branch('cls_convs', 'conv_cls'),
         ATSSHead: Branch('cls_convs', 'atss_cls'),
         GFLHead: Branch('cls_convs', 'gfl_cls'),
-        RTMDetHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
-        RTMDetSepBNHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
-        RTMDetInsHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
-        RTMDetInsSepBNHead: Branch('cls_convs', 'rtm_cls', divides_by_metrics=True),
+        RTMDetHead: Branch('cls_convs', 'rtm_cls'),
+        RTMDetSepBNHead: Branch('cls_convs', 'rtm_cls'),
+        RTMDetInsHead: Branch('cls_convs', 'rtm_cls'),
+        RTMDetInsSepBNHead: Branch('cls_convs', 'rtm_cls'),
         DDODHead: Branch('cls_convs', 'atss_cls'),
         FoveaHead: Branch('cls_convs', 'conv_cls'),
     }
@@ -88,6 +88,14 @@ class DenseHeadTap(Tap):
             'drawn from the rest, each weighted to represent the rest'
         )
     }
+
+    def __init__(self) -> None:
+        self.branches = dict(self.built_in)
+        self._checked_rows: WeakSet[nn.Module] = WeakSet()
+
+    @property
+    def known_heads(self) -> Collection[type[nn.Module]]:
+        return self.branches.keys()
 
     @property
     def head_names(self) -> str:
@@ -103,6 +111,9 @@ class DenseHeadTap(Tap):
             and not getattr(head, 'with_objectness', False)
             and not getattr(head, 'with_deform', False)
         )
+
+    def is_tried(self, detector: nn.Module) -> bool:
+        return type(detector.bbox_head) in self.built_in
 
     def num_classes(self, detector: nn.Module) -> int:
         return detector.bbox_head.num_classes
@@ -120,7 +131,7 @@ class DenseHeadTap(Tap):
         anchors = tuple(
             tuple(tuple(box) for box in level.double().tolist()) for level in priors.base_anchors
         )
-        if self.branches[type(head)].by_anchor or priors.num_base_priors[0] > 1:
+        if isinstance(head, ANCHOR_HEADS) or priors.num_base_priors[0] > 1:
             return Geometry('anchors', self.question, strides, anchors=anchors)
         points = tuple(((x1 + x2) / 2, (y1 + y2) / 2) for ((x1, y1, x2, y2),) in anchors)
         return Geometry('locations', self.question, strides, points)
@@ -128,7 +139,7 @@ class DenseHeadTap(Tap):
     @contextmanager
     def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
         head = detector.bbox_head
-        record = DenseRecord(self.branches[type(head)].divides_by_metrics)
+        record = DenseRecord(divides_by_metrics=isinstance(head, RTMDetHead))
         samples: list[ClassifierSamples] = []
         with ExitStack() as hooks:
             for handle in (
@@ -138,6 +149,9 @@ class DenseHeadTap(Tap):
                 hooks.callback(handle.remove)
             yield samples
         samples.append(record.samples())
+        if not self.is_tried(detector) and head not in self._checked_rows:
+            record.check_rows(type(head).__name__, head.num_classes)
+            self._checked_rows.add(head)
 
     def keep_classifier(self, detector: nn.Module) -> None:
         head = detector.bbox_head
@@ -163,6 +177,25 @@ class DenseHeadTap(Tap):
             logits.append(rows(_crop(x, size), head.num_classes))
         return torch.cat(logits)
 
+    def example(
+        self, detector: nn.Module
+    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+        head = detector.bbox_head
+        strides = self.geometry(detector).strides
+        # Deformable convolutions need maps of three cells.
+        sizes = [(max(3, 24 >> level), max(3, 16 >> level)) for level in range(len(strides))]
+        feats = random_features(sizes, head.in_channels)
+        logits = join([rows(maps, head.num_classes) for maps in head(feats)[0]])
+        return feats, [
+            ClassifierSamples(
+                logits=logits,
+                labels=torch.full((len(logits),), head.num_classes),
+                weights=torch.ones(len(logits)),
+                locations=torch.tensor(sizes),
+                activation='sigmoid',
+            )
+        ]
+
     @torch.no_grad()
     def sample_sets(
         self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
@@ -177,7 +210,7 @@ class DenseHeadTap(Tap):
         head = detector.bbox_head
         with ExitStack() as stack:
             if isinstance(head, RTMDetInsHead):
-                data_samples = stack.enter_context(_without_mask_loss(head, data_samples))
+                data_samples = stack.enter_context(without_mask_loss(head, data_samples))
             samples = stack.enter_context(self.record(detector))
             detector.loss(images, data_samples)
         anchors = _prior_generator(head).num_base_priors[0]
@@ -190,24 +223,6 @@ def _prior_generator(head: nn.Module) -> nn.Module:
     return getattr(head, 'square_anchor_generator', None) or head.prior_generator
 
 
-@contextmanager
-def _without_mask_loss(head: nn.Module, data_samples: SampleList) -> Iterator[SampleList]:
-    """Set a head's loss of masks aside, so that annotations need not have any.
-
-    Returns:
-        A context manager; it gives a copy of the annotations with empty masks.
-    """
-    data_samples = [sample.clone() for sample in data_samples]
-    for sample in data_samples:
-        count = len(sample.gt_instances)
-        sample.gt_instances.masks = BitmapMasks(np.zeros((count, 1, 1), np.uint8), 1, 1)
-    head.loss_mask_by_feat = lambda mask_feats, *args: mask_feats.sum() * 0
-    try:
-        yield data_samples
-    finally:
-        del head.loss_mask_by_feat
-
-
 def rows(maps: Tensor, num_classes: int) -> Tensor:
     """Logits by sample, shape (B * H * W * A, C), of maps of shape (B, A * C, H, W)."""
     return maps.permute(0, 2, 3, 1).reshape(-1, num_classes)
@@ -218,6 +233,7 @@ class DenseRecord:
     """What a dense head and its ``loss_cls`` are given and compute in a step."""
 
     divides_by_metrics: bool
+    maps: Sequence[Tensor] = ()
     sizes: list[tuple[int, int]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
@@ -226,6 +242,7 @@ class DenseRecord:
     avg_factor: Tensor | float | None = None
 
     def on_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
+        self.maps = output[0]
         self.sizes = [tuple(maps.shape[-2:]) for maps in output[0]]
         self.logits, self.labels, self.weights, self.metrics = [], [], [], []
         self.avg_factor = None
@@ -256,6 +273,21 @@ class DenseRecord:
             activation='sigmoid',
             avg_factor=self._sum_of_metrics() if self.divides_by_metrics else self.avg_factor,
         )
+
+    def check_rows(self, head: str, num_classes: int) -> None:
+        """Check that the rows of ``loss_cls`` are those of the maps, in their order.
+
+        Raises:
+            ConfigError: They are not, so that labels and answers would be those of other samples.
+        """
+        given, own = join(self.logits), join([rows(maps, num_classes) for maps in self.maps])
+        if given.shape != own.shape or not torch.equal(given, own):
+            raise ConfigError(
+                f'{head} cannot be read: what its loss_cls is given, '
+                f'{tuple(given.shape)}, is not a row for each location of the maps that it '
+                f'returns, {tuple(own.shape)}, by level, image, row, column and anchor. It needs a '
+                'Tap of its own, register_tap(MyTap())'
+            )
 
     def _sum_of_metrics(self) -> Tensor:
         return reduce_mean(sum(metrics.sum() for metrics in self.metrics)).clamp(min=1)

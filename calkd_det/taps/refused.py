@@ -36,6 +36,23 @@ REFUSED: dict[str, str] = {
     'YOLACTHead': 'it mines its background by the loss, so that no sample has a weight before',
     'YOLOFHead': 'its class scores are made of those of an objectness branch',
     'YOLOV3Head': 'classes, boxes and objectness are channels of one map, and no branch is theirs',
+    'CornerHead': 'it finds corners on heat maps, whose targets are no labels',
+    'CenterNetHead': 'it finds centres on heat maps, whose targets are no labels',
+    'RepPointsHead': 'its classifier reads features at points that its box branch chooses',
+    # Heads that match queries
+    'DETRHead': (
+        'its queries are matched to objects, and the queries of two detectors have nothing to do '
+        'with each other'
+    ),
+    'MaskFormerHead': (
+        'its queries are matched to masks, and the queries of two detectors have nothing to do '
+        'with each other'
+    ),
+    # Heads without boxes or without classes
+    'RPNHead': 'it tells objects from background, and no class from another',
+    'CascadeRPNHead': 'it tells objects from background, and no class from another',
+    'SOLOHead': 'it classifies the cells of grids by the masks whose centre they hold',
+    'SOLOV2Head': 'it classifies the cells of grids by the masks whose centre they hold',
     # Losses of box heads
     'SeesawLoss': (
         'its logits are classes and objectness side by side, not one softmax over classes and '
@@ -63,21 +80,48 @@ _SIGMOID_ROI_HEAD = (
 
 
 def reason_against(detector: nn.Module) -> str | None:
-    """Why a detector's head was refused, a clause for the user; None where it was not tried."""
+    """Return why a detector's head was refused, a clause for the user; None where untried."""
     return next(_reasons(detector), None)
 
 
+def describe_heads(detector: nn.Module) -> str:
+    """Name a detector's heads by their classes; its parts where it has no head.
+
+    Returns:
+        The RoI head or the dense head alone where there is one, as it is the one that classifies.
+    """
+    head = _main_head(detector)
+    if head is not None:
+        return type(head).__name__
+    parts = {name: type(part).__name__ for name, part in detector.named_children()}
+    heads = {name: part for name, part in parts.items() if name.endswith('head')}
+    named = ', '.join(f'{part} as its {name}' for name, part in (heads or parts).items())
+    return named if heads else f'no head of its own, but {named or "no parts at all"}'
+
+
+def _main_head(detector: nn.Module) -> nn.Module | None:
+    heads = (getattr(detector, name, None) for name in ('roi_head', 'bbox_head'))
+    return next((head for head in heads if head is not None), None)
+
+
 def _reasons(detector: nn.Module) -> Iterator[str]:
+    main_head = _main_head(detector)
     heads = [
-        head for name in ('roi_head', 'bbox_head') for head in _all(getattr(detector, name, None))
+        head
+        for name, child in detector.named_children()
+        if (child is main_head if main_head is not None else name.endswith('head'))
+        for head in _all(child)
     ]
     roi_head = getattr(detector, 'roi_head', None)
     box_heads = list(_all(getattr(roi_head, 'bbox_head', None)))
     losses = [head.loss_cls for head in box_heads if hasattr(head, 'loss_cls')]
     for module in (*heads, *box_heads, *losses):
-        name = type(module).__name__
-        if reason := REFUSED.get(name) or _SETTINGS.get(name):
+        if reason := _SETTINGS.get(type(module).__name__):
             yield reason
+        # What its parent cannot do, a subclass cannot either.
+        yield from (
+            REFUSED[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in REFUSED
+        )
     if any(getattr(loss, 'use_sigmoid', False) for loss in losses):
         yield _SIGMOID_ROI_HEAD
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -24,6 +24,9 @@ from calkd_det.taps.box_head import (
     ACTIVATION,
     class_logits,
     drop_regression,
+    example_inputs,
+    example_samples,
+    is_of_mmdet,
     is_readable,
     keep_children,
     roi_features,
@@ -33,7 +36,7 @@ from calkd_det.taps.geometry import ROIS, Geometry
 from calkd_det.taps.roi_samples import classify_detections, classify_proposals, watch_sampler
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
-ROI_HEADS = (
+BUILT_IN = (
     StandardRoIHead,
     DoubleHeadRoIHead,
     DynamicRoIHead,
@@ -51,7 +54,7 @@ class RoIHeadTap(Tap):
     labels and weights.
     """
 
-    head_names = f'a {", ".join(cls.__name__ for cls in ROI_HEADS)} with a plain softmax classifier'
+    built_in = BUILT_IN
     set_descriptions: ClassVar[Mapping[str, str]] = {
         'distillation': (
             'The RoIs that distillation sees: proposals and ground truth, sampled as in training'
@@ -64,12 +67,30 @@ class RoIHeadTap(Tap):
         ),
     }
 
+    def __init__(self) -> None:
+        self.roi_heads = list(self.built_in)
+
+    @property
+    def known_heads(self) -> Collection[type[nn.Module]]:
+        return self.roi_heads
+
+    @property
+    def head_names(self) -> str:
+        names = ', '.join(cls.__name__ for cls in self.roi_heads)
+        return f'a {names} with a plain softmax classifier'
+
     def supports(self, detector: nn.Module) -> bool:
         roi_head = getattr(detector, 'roi_head', None)
         # The exact class: a subclass may forward its box head in other ways.
         return (
-            type(roi_head) in ROI_HEADS and roi_head.with_bbox and is_readable(roi_head.bbox_head)
+            type(roi_head) in self.roi_heads
+            and roi_head.with_bbox
+            and is_readable(roi_head.bbox_head)
         )
+
+    def is_tried(self, detector: nn.Module) -> bool:
+        roi_head = detector.roi_head
+        return type(roi_head) in self.built_in and is_of_mmdet(roi_head.bbox_head)
 
     def num_classes(self, detector: nn.Module) -> int:
         return detector.roi_head.bbox_head.num_classes
@@ -101,6 +122,14 @@ class RoIHeadTap(Tap):
         if roi_head.with_shared_head:
             roi_feats = roi_head.shared_head(roi_feats)
         return class_logits(roi_head.bbox_head, roi_feats)
+
+    def example(
+        self, detector: nn.Module
+    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+        roi_head = detector.roi_head
+        feats, rois = example_inputs(roi_head.bbox_roi_extractor)
+        logits = roi_head._bbox_forward(feats, rois)['cls_score']
+        return feats, [example_samples(logits, rois)]
 
     @torch.no_grad()
     def sample_sets(

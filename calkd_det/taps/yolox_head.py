@@ -27,7 +27,7 @@ class YOLOXHeadTap(DenseHeadTap):
     ``loss_cls`` is given scores instead of labels; these are taken from what the assigner says.
     """
 
-    branches: ClassVar[dict[type[nn.Module], Branch]] = {
+    built_in: ClassVar[dict[type[nn.Module], Branch]] = {
         YOLOXHead: Branch('multi_level_cls_convs', 'multi_level_conv_cls')
     }
     question = 'the class, given an object,'

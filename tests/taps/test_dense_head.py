@@ -10,8 +10,11 @@ from typing import Any
 
 import dense_cases
 import helpers
+import numpy as np
 import pytest
 import torch
+from mmdet.models.dense_heads import RTMDetInsHead
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import MessageHub
@@ -48,6 +51,15 @@ def build(name: str, **head: Any) -> nn.Module:
     return detector
 
 
+def is_instance_head(detector: nn.Module) -> bool:
+    return isinstance(detector.bbox_head, RTMDetInsHead)
+
+
+def batch(detector: nn.Module, masks: bool | None = None) -> dict[str, list]:
+    """A batch, with masks where the detector's loss needs them and nothing else is said."""
+    return helpers.batch(masks=is_instance_head(detector) if masks is None else masks)
+
+
 def record(
     detector: nn.Module, data: dict[str, list] | None = None
 ) -> tuple[ClassifierSamples, list[Tensor]]:
@@ -55,7 +67,7 @@ def record(
     maps: list[Tensor] = []
     handle = detector.bbox_head.register_forward_hook(lambda m, a, out: maps.extend(out[0]))
     with find_tap(detector, 'model').record(detector) as samples:
-        helpers.loss(detector, data or helpers.batch(masks=True))
+        helpers.loss(detector, data or batch(detector))
     handle.remove()
     (only,) = samples
     return only, maps
@@ -96,7 +108,12 @@ def test_the_object_is_labelled_where_it_is(name: str) -> None:
     data = helpers.batch(((96, 96), (96, 96)), num_boxes=1)
     boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.tensor([[56.0, 40.0, 88.0, 72.0]])
     for sample, box, label in zip(data['data_samples'], boxes, (2, 0)):
+        x1, y1, x2, y2 = box[0].int().tolist()
+        masks = np.zeros((1, 96, 96), np.uint8)
+        masks[:, y1:y2, x1:x2] = 1
         sample.gt_instances = InstanceData(bboxes=box, labels=torch.tensor([label]))
+        if is_instance_head(detector):
+            sample.gt_instances.masks = BitmapMasks(masks, 96, 96)
     samples, maps = record(detector, data)
     anchors = maps[0].shape[1] // dense_cases.NUM_CLASSES
     assert ((samples.labels >= 0) & (samples.labels <= dense_cases.NUM_CLASSES)).all()
@@ -517,8 +534,10 @@ def small_share(monkeypatch: pytest.MonkeyPatch) -> int:
     return 20
 
 
-def sets(detector: nn.Module, seeds: tuple[int, int] = (3, 4)) -> ClassifierSamples:
-    data = detector.data_preprocessor(helpers.batch(), False)
+def sample_share(
+    detector: nn.Module, seeds: tuple[int, int] = (3, 4), masks: bool | None = None
+) -> ClassifierSamples:
+    data = detector.data_preprocessor(batch(detector, masks), False)
     samples = find_tap(detector, 'model').sample_sets(
         detector.eval(), data['inputs'], data['data_samples'], seeds
     )
@@ -530,7 +549,7 @@ def sets(detector: nn.Module, seeds: tuple[int, int] = (3, 4)) -> ClassifierSamp
 def test_a_share_of_the_background_stands_for_all(name: str, small_share: int) -> None:
     detector = build(name).eval()
     everything, _ = record(detector)
-    share = sets(detector)
+    share = sample_share(detector)
     counted = everything.weights > 0
     background = everything.labels == dense_cases.NUM_CLASSES
     assert not share.logits.requires_grad
@@ -541,14 +560,14 @@ def test_a_share_of_the_background_stands_for_all(name: str, small_share: int) -
         kept = int((mine & (share.labels == 3)).sum())
         assert kept == (0 if name == 'YOLOX' else 2 * small_share)
     # The number within the image leads to the same logits and label.
-    batch = len(helpers.batch()['inputs'])
-    per_image = everything.locations.prod(dim=1) * (len(everything) // batch)
+    num_images = len(helpers.batch()['inputs'])
+    per_image = everything.locations.prod(dim=1) * (len(everything) // num_images)
     per_image = per_image // everything.locations.prod(dim=1).sum()
     starts = torch.cat([torch.zeros(1, dtype=torch.long), per_image.cumsum(0)])
     for row in range(0, len(share), 7):
         image, number = share.locations[row].tolist()
         level = int((starts[1:] <= number).sum())
-        at = int(batch * starts[level] + image * per_image[level] + number - starts[level])
+        at = int(num_images * starts[level] + image * per_image[level] + number - starts[level])
         assert torch.equal(share.logits[row], everything.logits[at])
         assert share.labels[row] == everything.labels[at]
 
@@ -564,7 +583,7 @@ def test_the_likelihood_of_the_share_is_without_bias(small_share: int) -> None:
     found = torch.tensor(
         [
             negative_log_likelihood(s.logits, s.labels, weights=s.weights, temperature=1.5, **kind)
-            for s in (sets(detector, (seed, seed + 1000)) for seed in range(40))
+            for s in (sample_share(detector, (seed, seed + 1000)) for seed in range(40))
         ]
     )
     error = float(found.std()) / 40**0.5
@@ -574,7 +593,7 @@ def test_the_likelihood_of_the_share_is_without_bias(small_share: int) -> None:
 
 def test_the_draw_is_the_seeds(small_share: int) -> None:
     detector = build('ATSS').eval()
-    first, again, other = (sets(detector, seeds) for seeds in ((3, 4), (3, 4), (3, 5)))
+    first, again, other = (sample_share(detector, seeds) for seeds in ((3, 4), (3, 4), (3, 5)))
     assert torch.equal(first.locations, again.locations)
     own = [s.locations[s.locations[:, 0] == 0] for s in (first, other)]
     assert torch.equal(*own)
@@ -584,6 +603,16 @@ def test_the_draw_is_the_seeds(small_share: int) -> None:
 def test_without_a_rest_everything_is_kept() -> None:
     detector = build('GFL').eval()
     everything, _ = record(detector)
-    share = sets(detector)
+    share = sample_share(detector)
     assert len(share) == int((everything.weights > 0).sum())
     assert (share.weights == 1).all()
+
+
+def test_an_instance_head_needs_boxes_alone_and_is_left_as_it_was() -> None:
+    """Without masks its assigner is given whole boxes, as the masks of the helpers are."""
+    detector = build('RTMDet-Ins').eval()
+    with_masks, without = sample_share(detector), sample_share(detector, masks=False)
+    foreground = [(each.labels < dense_cases.NUM_CLASSES).sum() for each in (with_masks, without)]
+    assert foreground[0] > 0
+    assert torch.equal(*foreground)
+    assert 'loss_mask_by_feat' not in vars(detector.bbox_head)

@@ -1,0 +1,128 @@
+"""Whether a tap gives the logits of a head that the tests of the taps do not run on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from calkd_det.errors import ConfigError
+from calkd_det.taps.base import Tap
+
+# Both sides run the same operations in float32; the share of the logits' spread is for their order.
+TOLERANCE = 1e-4
+# Children of a detector that have no part in the answer to given features.
+_BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
+
+_checked: WeakSet[nn.Module] = WeakSet()
+
+
+@torch.no_grad()
+def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
+    """Check once that a tap answers with the logits that the detector's whole head computes.
+
+    A copy of the heads with random weights runs on random features, on the CPU. Detector and
+    random state are as before.
+
+    Args:
+        tap: One that supports the detector.
+        detector: Any detector with heads that may be copied.
+        key: What to call the detector in an error message.
+
+    Raises:
+        ConfigError: The tap cannot read the head, or its logits are others.
+    """
+    if detector in _checked:
+        return
+    advice = _DENSE_ADVICE if getattr(detector, 'roi_head', None) is None else _ROI_ADVICE
+    try:
+        with torch.random.fork_rng(devices=[]), torch.autocast('cpu', enabled=False):
+            torch.manual_seed(0)
+            twin = _copy_heads(detector)
+            feats, groups = tap.example(twin)
+            tap.keep_classifier(twin)
+            feats = tap.prepare(twin, feats)
+            answers = [tap.classify(twin, feats, group) for group in groups]
+    # Whatever goes wrong in code of the user's, the user must be told in which head.
+    except Exception as error:
+        raise ConfigError(
+            f'{key}: {_describe(detector)} cannot be read: on random features it raised '
+            f'{type(error).__name__}: {error}. {advice}'
+        ) from error
+    for group, answer in zip(groups, answers):
+        difference = largest_difference(answer, group.logits)
+        if not difference <= TOLERANCE:
+            raise ConfigError(
+                f'{key}: {_describe(detector)} cannot be read: on random features the logits '
+                f'of its classification branch differ from those that the head itself computes '
+                f'by up to {difference:.2g} of their standard deviation. {advice}'
+            )
+    _checked.add(detector)
+
+
+_DENSE_ADVICE = (
+    'Name the branch that classifies, register_dense_head(MyHead, Branch(convs=..., '
+    'classifier=...)); a head that classifies in another way than its parent needs a Tap of its '
+    'own, register_tap(MyTap())'
+)
+_ROI_ADVICE = (
+    'A teacher computes classes without boxes; a RoI head or box head that classifies in another '
+    'way than its parent needs a Tap of its own, register_tap(MyTap())'
+)
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference in standard deviations of the second; infinite for others.
+
+    Args:
+        ours: Logits, float, of any shape.
+        theirs: Logits, float; another shape, or a value that is not finite, differs infinitely.
+    """
+    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+        return math.inf
+    difference = float((ours.float() - theirs.float()).abs().max()) if len(ours) else 0.0
+    return difference / max(float(theirs.float().std(correction=0)), 1e-12) if difference else 0.0
+
+
+def _copy_heads(detector: nn.Module) -> nn.Module:
+    """Return the detector's heads on the CPU, in eval mode, with random float32 weights."""
+    twin = copy.copy(detector)
+    children = {
+        name: child for name, child in detector._modules.items() if name not in _BEFORE_HEADS
+    }
+    twin._modules = copy.deepcopy(children)
+    for module in filter(None, twin._modules.values()):
+        module.cpu().float()
+        _randomise(module)
+    # Not eval() of the twin, which would go to the modes of a distilled detector's own.
+    for module in filter(None, twin._modules.values()):
+        module.eval()
+    return twin
+
+
+def _randomise(module: nn.Module) -> None:
+    """Give every weight a value that shows in the logits: at the start mmdet's are all alike."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(std=math.sqrt(2 / max(1, parameter[0].numel())))
+        else:
+            parameter.uniform_(0.5, 1.5)
+    for child in module.modules():
+        if isinstance(child, _BatchNorm) and child.running_var is not None:
+            child.running_mean.uniform_(-0.5, 0.5)
+            child.running_var.uniform_(0.5, 1.5)
+
+
+def _describe(detector: nn.Module) -> str:
+    """Name the head by its classes, for an error message."""
+    roi_head = getattr(detector, 'roi_head', None)
+    if roi_head is None:
+        return type(getattr(detector, 'bbox_head', detector)).__name__
+    box_head = getattr(roi_head, 'bbox_head', None)
+    box_heads = box_head if isinstance(box_head, nn.ModuleList) else [box_head]
+    names = dict.fromkeys(type(head).__name__ for head in box_heads)
+    return f'{type(roi_head).__name__} with {", ".join(names)}'
