@@ -1,4 +1,4 @@
-"""Strict loading of a teacher's weights.
+"""Load a teacher's weights strictly.
 
 mmengine's ``load_checkpoint`` lets keys be missing with a warning, so a wrong file gives a
 random teacher in silence. Here every weight must be filled and every stored one used.
@@ -6,35 +6,52 @@ random teacher in silence. Here every weight must be filled and every stored one
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
 from mmdet.models.backbones import ResNet
 from mmdet.models.backbones.resnet import Bottleneck
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.teachers.checkpoint_file import cached_download, read_checkpoint
 from calkd_det.teachers.class_names import meta_class_names
 from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY
 
+# Under which training scripts keep the weights. Those before others are preferred.
+_USUAL_KEYS = (
+    'state_dict',
+    'model',
+    'model_state_dict',
+    'model_state',
+    'net',
+    'network',
+    'weights',
+    'params',
+    'module',
+    'ema_state_dict',
+    'state_dict_ema',
+    'model_ema',
+    'ema',
+    'teacher',
+    'student',
+)
+_DEPTH = 2  # of usual keys within each other, as in ['ema']['module']
 _SHOWN_KEYS = 4
 
 
 def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None:
-    """Fills a detector with the weights of a checkpoint, every one of them.
+    """Fill a detector with the weights of a checkpoint, every one of them.
 
     Args:
         detector: A detector as mmdet built it, on the CPU. It is changed in place.
-        checkpoint: A path or URL. A training checkpoint, a published one, or a state dict alone.
+        checkpoint: A path or URL. A training checkpoint, a published one, or a state dict, alone
+            or under one of the keys that training scripts use.
 
     Returns:
         The class names stored in the checkpoint, or None.
@@ -44,8 +61,8 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
             and plain data, lacks a weight of the detector, has one of another shape or one
             that is not finite, or has weights that the detector lacks.
     """
-    content = _read(checkpoint)
-    state_dict = _state_dict(content, checkpoint)
+    content = read_checkpoint(checkpoint)
+    keys, state_dict = _find_weights(content, checkpoint)
     wanted = detector.state_dict()
     try:
         missing, unexpected = detector.load_state_dict(state_dict, strict=False)
@@ -64,7 +81,7 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
         )
         raise TeacherError(
             f"{CHECKPOINT_KEY}: '{checkpoint}' does not fit {CONFIG_KEY}; {listed}. "
-            f'{_advice(detector, state_dict, checkpoint)}'
+            f'{_advice(detector, state_dict, checkpoint, keys)}'
         )
     spoilt = [key for key, value in detector.state_dict().items() if not value.isfinite().all()]
     if spoilt:
@@ -75,71 +92,56 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
     return _stored_classes(content)
 
 
-def _read(checkpoint: str) -> Any:
-    try:
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
-    except FileNotFoundError as error:
-        raise TeacherError(f"{CHECKPOINT_KEY}: there is no file '{checkpoint}'") from error
-    # Truncated files raise RuntimeError, EOFError or UnpicklingError, URLs URLError, OSError,
-    # ... by the torch version and the place where the file breaks.
-    except Exception as error:
-        reason = str(error).strip().split('\n')[0]
-        cached = _cached(checkpoint)
-        again = '' if cached is None else f". Delete '{cached}' to have it downloaded again"
+def _find_weights(content: Any, checkpoint: str) -> tuple[tuple[str, ...], OrderedDict]:
+    """Return the keys under which a file holds its weights, outermost first, and the weights."""
+    found = _state_dicts(content)
+    if not found:
+        held = (
+            f'the keys {sorted(map(str, content))}'
+            if isinstance(content, Mapping)
+            else f'a {type(content).__name__}'
+        )
         raise TeacherError(
-            f"{CHECKPOINT_KEY}: cannot read '{checkpoint}': truncated, not a PyTorch checkpoint, "
-            f'unreachable, or holding more than weights and plain data '
-            f'({type(error).__name__}: {reason}){again}'
-        ) from error
-    cached = _cached(checkpoint)
-    if cached is not None:
-        _check_download(cached)
-    return content
-
-
-def _cached(checkpoint: str) -> Path | None:
-    """Where mmengine keeps what it downloaded from an address; None if there is no such file."""
-    if not checkpoint.startswith(('http://', 'https://')):
-        return None
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(checkpoint).path).name)
-    return path if path.is_file() else None
-
-
-def _check_download(cached: Path) -> None:
-    """Warns where a file is not the one that the zoo's naming, ``NAME-<8 of SHA-256>.pth``, says.
-
-    mmengine looks at it neither after a download nor in its cache. No error, because a file that
-    was edited after it got its name may be the right one all the same.
-    """
-    match = re.search(r'-([0-9a-f]{8})\.pth$', cached.name)
-    if match is None:
-        return
-    digest = hashlib.sha256(cached.read_bytes()).hexdigest()
-    if not digest.startswith(match[1]):
+            f"{CHECKPOINT_KEY}: '{checkpoint}' holds no weights: neither tensors by name nor "
+            f"'state_dict', 'model' or the like, but {held}"
+        )
+    keys = next(iter(found))
+    if keys not in ((), ('state_dict',)):
+        others = [_key_path(other) for other in found if other != keys]
         print_log(
-            f"{CHECKPOINT_KEY}: the SHA-256 of '{cached}' begins with {digest[:8]}, but its name "
-            f'says {match[1]}: it is another version, or was damaged. Delete the file to have it '
-            'downloaded again.',
+            f"{CHECKPOINT_KEY}: the weights under {_key_path(keys)} of '{checkpoint}' are used"
+            f'{", not those under " + ", ".join(others) if others else ""}.',
             logger='current',
-            level=logging.WARNING,
+            level=logging.WARNING if others else logging.INFO,
         )
-
-
-def _state_dict(content: Any, checkpoint: str) -> OrderedDict[str, Tensor]:
-    state_dict = content.get('state_dict', content) if isinstance(content, Mapping) else None
-    is_weights = isinstance(state_dict, Mapping) and any(
-        isinstance(value, Tensor) for value in state_dict.values()
-    )
-    if not is_weights:
-        raise TeacherError(
-            f"{CHECKPOINT_KEY}: '{checkpoint}' holds no weights: neither a 'state_dict' nor "
-            'tensors by name'
-        )
+    weights = found[keys]
     # DistributedDataParallel's prefix, left by scripts that saved the wrapper.
-    plain = OrderedDict((key.removeprefix('module.'), value) for key, value in state_dict.items())
-    if hasattr(state_dict, '_metadata'):
-        plain._metadata = state_dict._metadata
-    return plain
+    plain = OrderedDict((key.removeprefix('module.'), value) for key, value in weights.items())
+    if hasattr(weights, '_metadata'):
+        plain._metadata = weights._metadata
+    return keys, plain
+
+
+def _state_dicts(
+    content: Any, keys: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """Return each mapping of names to tensors in a file, by the usual keys under which it is."""
+    if not isinstance(content, Mapping):
+        return {}
+    nested: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for key in _USUAL_KEYS if len(keys) < _DEPTH else ():
+        nested.update(_state_dicts(content.get(key), (*keys, key)))
+    # Beside nested weights a tensor is a counter or the like.
+    is_weights = (
+        not nested
+        and all(isinstance(key, str) for key in content)
+        and any(isinstance(value, Tensor) for value in content.values())
+    )
+    return {keys: content} if is_weights else nested
+
+
+def _key_path(keys: Sequence[str]) -> str:
+    return ''.join(f'[{key!r}]' for key in keys)
 
 
 def _stored_classes(content: Mapping) -> tuple[str, ...] | None:
@@ -166,15 +168,18 @@ def _reshaped(wanted: Mapping[str, Tensor], stored: Mapping[str, Any]) -> list[s
     ]
 
 
-def _advice(detector: nn.Module, stored: Mapping[str, Any], checkpoint: str) -> str:
-    """What to do about a file that does not fit, by what it looks like."""
+def _advice(
+    detector: nn.Module, stored: Mapping[str, Any], checkpoint: str, keys: tuple[str, ...]
+) -> str:
+    """Return what to do about a file that does not fit, by what it looks like."""
     wanted = detector.state_dict()
     # mmcv's and mmdet 2's EMAHook kept its copies as buffers of the model.
     if any(key.startswith('ema_') for key in stored) and all(
         key in wanted or key.startswith('ema_') for key in stored
     ):
         part = "{k: v for k, v in d.items() if not k.startswith('ema_')}"
-        return f"The keys 'ema_...' are copies that an EMA hook kept. {_rewrite(checkpoint, part)}"
+        recipe = _rewrite(checkpoint, keys, part)
+        return f"The keys 'ema_...' are copies that an EMA hook kept. {recipe}"
     probe = next(iter(wanted))
     prefixes = [key[: -len(probe)] for key in stored if key.endswith(f'.{probe}')]
     if prefixes:
@@ -182,7 +187,7 @@ def _advice(detector: nn.Module, stored: Mapping[str, Any], checkpoint: str) -> 
         part = '{k[len(p):]: v for k, v in d.items() if k.startswith(p)}'
         return (
             f'It holds a whole detector under {names}, as distillation and semi-supervised '
-            f'training save them. {_rewrite(checkpoint, part, prefixes[-1])}'
+            f'training save them. {_rewrite(checkpoint, keys, part, prefixes[-1])}'
         )
     depths = _resnet_depth(stored), _resnet_depth(wanted)
     if None not in depths and depths[0] != depths[1]:
@@ -198,15 +203,19 @@ def _advice(detector: nn.Module, stored: Mapping[str, Any], checkpoint: str) -> 
             f'The checkpoint has {len(stored[key]) - background} classes, the config {classes}: '
             f'set num_classes in the roi_head.bbox_head of {CONFIG_KEY}'
         )
-    return 'Give the config that this checkpoint was trained with'
+    return (
+        'Give the config that this checkpoint was trained with. A config that inherits another '
+        "one keeps the base's config or checkpoint where it does not give its own"
+    )
 
 
-def _rewrite(checkpoint: str, part: str, prefix: str | None = None) -> str:
-    file = str(_cached(checkpoint) or Path(checkpoint).expanduser())
+def _rewrite(checkpoint: str, keys: tuple[str, ...], part: str, prefix: str | None = None) -> str:
+    file = str(cached_download(checkpoint) or Path(checkpoint).expanduser())
     lines = [
-        'import torch, calkd_det',
-        f"c = torch.load({file!r}, map_location='cpu')",
-        "d = c.get('state_dict', c)",
+        'import torch',
+        'from calkd_det.safe_loading import load_checkpoint',
+        f'c = load_checkpoint({file!r})',
+        f'd = c{_key_path(keys)}',
         *([] if prefix is None else [f'p = {prefix!r}']),
         f"content = dict(meta=c.get('meta', {{}}), state_dict={part})",
         f"torch.save(content, '{Path(file).stem}-part.pth')",

@@ -8,10 +8,11 @@ import signal
 from pathlib import Path
 
 import helpers
+import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from small_runs import log_of, run, run_until_killed
+from small_runs import RandomImages, log_of, run, run_until_killed
 from torch import nn
 
 Teacher = tuple[nn.Module, Path]
@@ -102,3 +103,24 @@ def test_what_is_remembered_is_no_part_of_the_weights(
         resume=True,
         load_from=str(tmp_path / 'epoch_1.pth'),
     )
+
+
+def test_nested_dicts_and_arrays_of_the_data_set_stop_neither_resuming_nor_the_export(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mmdet's OpenImagesDataset, and any data set whose config gives a dict of its own."""
+    meta = dict(
+        classes=helpers.CLASSES,
+        RELATION_MATRIX=np.eye(3),
+        ids=np.arange(3, dtype=np.int16),
+        groups=ConfigDict(animals=dict(cat=('tabby',))),
+    )
+    monkeypatch.setattr(RandomImages, 'metainfo', meta)
+    cfg = helpers.distilled_config(teacher_config, teacher[1])
+    run(cfg, tmp_path, epochs=1)
+    assert run(cfg, tmp_path, epochs=2, resume=True).epoch == 2
+    export = helpers.load_tool('export_student').export_student
+    export(tmp_path / 'epoch_2.pth', tmp_path / 'student.pth')
+    exported = torch.load(tmp_path / 'student.pth', weights_only=True)
+    assert exported['meta']['dataset_meta']['ids'] == [0, 1, 2]
+    assert exported['meta']['dataset_meta']['groups'] == dict(animals=dict(cat=('tabby',)))

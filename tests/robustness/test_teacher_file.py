@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -15,15 +16,20 @@ from threading import Thread
 from typing import Any
 
 import helpers
+import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.fileio import BaseStorageBackend
+from mmengine.fileio.backends.registry_utils import backends
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
+from calkd_det import safe_loading
 from calkd_det.errors import TeacherError
 from calkd_det.teachers import checkpoint as checkpoint_module
+from calkd_det.teachers import checkpoint_file
 from calkd_det.teachers.checkpoint import load_weights
 
 Teacher = tuple[nn.Module, Path]
@@ -182,9 +188,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 @pytest.fixture
 def warnings_logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     logged: list[str] = []
-    monkeypatch.setattr(
-        checkpoint_module, 'print_log', lambda message, **kwargs: logged.append(message)
-    )
+
+    def log(message: str, level: int = logging.INFO, **kwargs: Any) -> None:
+        if level == logging.WARNING:
+            logged.append(message)
+
+    for module in (checkpoint_module, checkpoint_file):
+        monkeypatch.setattr(module, 'print_log', log)
     return logged
 
 
@@ -247,3 +257,145 @@ def test_an_address_that_gives_no_checkpoint_is_named(
     cached = list(Path(os.environ['TORCH_HOME']).rglob('*.pth'))
     assert len(cached) == (fault == 'truncated')
     assert all(f"Delete '{path}' to have it downloaded again" in message for path in cached)
+
+
+# Where the weights are, and what else the file holds
+
+
+@pytest.mark.parametrize(
+    'keys',
+    [
+        ('model',),
+        ('model_state_dict',),
+        ('net',),
+        ('model_ema',),
+        ('ema', 'module'),
+        ('student',),
+        ('model', 'state_dict'),
+    ],
+)
+def test_weights_under_the_keys_of_other_trainings_are_found(
+    keys: tuple[str, ...],
+    teacher_config: ConfigDict,
+    teacher: Teacher,
+    tmp_path: Path,
+    warnings_logged: list[str],
+) -> None:
+    content: Any = {f'module.{key}': value for key, value in state_dict(teacher[0]).items()}
+    for key in reversed(keys):
+        content = {key: content, 'step': torch.tensor(3)}
+    content.update(epoch=3, optimizer=torch.optim.Adam(teacher[0].parameters()).state_dict())
+    torch.save(content, tmp_path / 'teacher.pth')
+    loaded = helpers.build(teacher_config, seed=3)
+    load_weights(loaded, str(tmp_path / 'teacher.pth'))
+    for key, value in teacher[0].state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert not warnings_logged
+
+
+def test_of_several_sets_of_weights_the_one_that_is_used_is_told(
+    teacher_config: ConfigDict, tmp_path: Path, warnings_logged: list[str]
+) -> None:
+    model, ema = (helpers.build(teacher_config, seed=seed).state_dict() for seed in (1, 2))
+    torch.save(dict(ema=dict(module=ema), model=model), tmp_path / 'teacher.pth')
+    loaded = helpers.build(teacher_config, seed=3)
+    load_weights(loaded, str(tmp_path / 'teacher.pth'))
+    for key, value in model.items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert "the weights under ['model']" in warnings_logged[0]
+    assert "not those under ['ema']['module']" in warnings_logged[0]
+
+
+def test_the_recipe_for_a_part_knows_under_which_key_the_weights_are(
+    teacher_config: ConfigDict,
+    teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.save(dict(model=wrapped(teacher[0])), tmp_path / 'combined.pth')
+    refused = refusal(teacher_config, tmp_path / 'combined.pth')
+    monkeypatch.chdir(tmp_path)
+    exec(refused.split('a file of its own: ')[1], {})
+    load_weights(helpers.build(teacher_config), 'combined-part.pth')
+
+
+@pytest.mark.parametrize(
+    ('content', 'held'),
+    [
+        (dict(epoch=3, best=dict(a=1)), "the keys ['best', 'epoch']"),
+        (dict(model=dict()), "the keys ['model']"),
+        ([torch.zeros(1)], 'a list'),
+        (torch.zeros(1), 'a Tensor'),
+        ({0: torch.zeros(1)}, "the keys ['0']"),
+    ],
+)
+def test_a_file_without_weights_says_what_it_holds(
+    content: Any, held: str, teacher_config: ConfigDict, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / 'teacher.pth')
+    assert f'but {held}' in refusal(teacher_config, tmp_path / 'teacher.pth')
+
+
+class Own:
+    """A class that only the training which wrote the file knows."""
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('named', [True, False], ids=['2.6 or later', 'below 2.6'])
+def test_a_class_that_is_no_plain_data_is_named_and_its_recipe_works(
+    named: bool,
+    zipped: bool,
+    teacher_config: ConfigDict,
+    teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(safe_loading, 'torch_takes_named_globals', lambda: named)
+    content = dict(meta=dict(own=Own()), state_dict=state_dict(teacher[0]))
+    torch.save(content, tmp_path / 'own.pth', _use_new_zipfile_serialization=zipped)
+    message = refusal(teacher_config, tmp_path / 'own.pth')
+    assert 'holds more than weights and plain data: test_teacher_file.Own. Such' in message
+    monkeypatch.chdir(tmp_path)
+    exec(message.split('can be imported: ')[1], {})
+    load_weights(helpers.build(teacher_config), 'own-weights.pth')
+
+
+@pytest.mark.parametrize('named', [True, False], ids=['2.6 or later', 'below 2.6'])
+def test_nested_dicts_and_arrays_in_the_meta_information_are_read(
+    named: bool,
+    teacher_config: ConfigDict,
+    teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(safe_loading, 'torch_takes_named_globals', lambda: named)
+    meta = ConfigDict(classes=helpers.CLASSES, groups=dict(a=1), matrix=np.eye(3, dtype='i2'))
+    content = dict(meta=dict(dataset_meta=meta), state_dict=state_dict(teacher[0]))
+    torch.save(content, tmp_path / 'teacher.pth')
+    classes = load_weights(helpers.build(teacher_config), str(tmp_path / 'teacher.pth'))
+    assert classes == helpers.CLASSES
+
+
+@pytest.mark.parametrize('address', ['torchvision://resnet50', 'open-mmlab://a', 'pavi://a/b'])
+def test_an_address_of_another_kind_is_refused(address: str, teacher_config: ConfigDict) -> None:
+    with pytest.raises(TeacherError, match='is neither a path nor an address'):
+        load_weights(helpers.build(teacher_config), address)
+
+
+def test_an_object_store_is_read_as_mmengine_reads_it(
+    teacher_config: ConfigDict, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Store(BaseStorageBackend):
+        def get(self, filepath: str) -> bytes:
+            assert filepath == 's3://bucket/teacher.pth'
+            return teacher[1].read_bytes()
+
+        def get_text(self, filepath: str) -> str:
+            raise NotImplementedError
+
+    monkeypatch.setitem(backends, 'petrel', Store)
+    loaded = helpers.build(teacher_config, seed=3)
+    load_weights(loaded, 's3://bucket/teacher.pth')
+    assert torch.equal(
+        loaded.state_dict()['backbone.conv1.weight'], teacher[0].backbone.conv1.weight
+    )
