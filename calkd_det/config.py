@@ -1,4 +1,4 @@
-"""Reading this project's part of a config: checks that speak of the key, and registry builds."""
+"""Read this project's part of a config: checks that speak of the key, and registry builds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 from mmengine.registry import Registry
 
 from calkd_det.errors import CalKDError, ConfigError, did_you_mean
+
+DELETE_KEY = '_delete_'
 
 
 def config_path(name: str) -> str:
@@ -63,6 +65,29 @@ def check_number(value: Any, key: str, *, minimum_open: bool = True, hint: str =
     return value
 
 
+def without_delete_keys(cfg: Any) -> Any:
+    """Return a copy of a config without ``_delete_``, at any depth.
+
+    mmengine takes the key out where it replaces a dict of the base config, and leaves it in where
+    the base has none.
+    """
+    if isinstance(cfg, Mapping):
+        kind = type(cfg) if isinstance(cfg, dict) else dict
+        return kind({k: without_delete_keys(v) for k, v in cfg.items() if k != DELETE_KEY})
+    if type(cfg) in (list, tuple):
+        return type(cfg)(without_delete_keys(part) for part in cfg)
+    return cfg
+
+
+def inheritance_hint(key: str) -> str:
+    """Return what to write where a dict was merged with that of the base config by mistake."""
+    return (
+        'What your own config does not write, a key or a type, comes from its base config, whose '
+        'dicts yours are merged into; to replace one as a whole write '
+        f'{key.rpartition(".")[2]}=dict({DELETE_KEY}=True, ...)'
+    )
+
+
 def check_keys(cfg: Any, key: str, *, known: set[str], required: set[str] = frozenset()) -> None:
     """Checks that ``cfg`` is a dict whose keys are all known and that lacks none of the required.
 
@@ -94,6 +119,7 @@ def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
         raise ConfigError(
             f"{key} must be a dict with a 'type', but is {cfg!r} ({type(cfg).__name__})"
         )
+    cfg = without_delete_keys(cfg)
     if 'type' not in cfg:
         raise ConfigError(f"{key}.type is missing: say which class to build, e.g. type='...'")
     target = cfg['type']
@@ -102,7 +128,7 @@ def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
     try:
         cls = registry.get(target) if isinstance(target, str) else target
         if cls is not None:
-            _check_arguments(cls, cfg, key)
+            _check_arguments(registry, cls, cfg, key)
             # mmdet's builders change the config they are given.
             return registry.build(copy.deepcopy(dict(cfg)))
     except CalKDError:
@@ -117,9 +143,31 @@ def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
     raise ConfigError(f'{key}.type: nothing is registered as {target!r}; {near}')
 
 
-def _check_arguments(cls: Any, cfg: Mapping, key: str) -> None:
+def _check_arguments(registry: Registry, cls: Any, cfg: Mapping, key: str) -> None:
     parameters = inspect.signature(cls).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        named = {p.name for p in parameters.values() if p.kind is not p.VAR_POSITIONAL}
-        required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
-        check_keys(cfg, key, known=named | {'type', '_scope_'}, required=required)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    named = {p.name for p in parameters.values() if p.kind is not p.VAR_POSITIONAL}
+    required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+    known = named | {'type', '_scope_'}
+    unknown = [name for name in cfg if name not in known]
+    # A whole dict, or the argument of another type, is no slip of the pen.
+    inherited = [
+        n for n in unknown if isinstance(cfg[n], Mapping) or _another_class_takes(registry, cls, n)
+    ]
+    if inherited:
+        raise ConfigError(
+            f'{key} has no key {inherited[0]!r}: {cls.__name__} does not take it, '
+            f'{did_you_mean(inherited[0], known).rstrip("?")}. {inheritance_hint(key)}'
+        )
+    check_keys(cfg, key, known=known, required=required)
+
+
+def _another_class_takes(registry: Registry, cls: Any, name: str) -> bool:
+    """Return whether a class that may stand in the place of another has an argument."""
+    packages = {__name__.partition('.')[0], cls.__module__.partition('.')[0]}
+    return any(
+        name in inspect.signature(other.__init__).parameters
+        for other in registry.module_dict.values()
+        if isinstance(other, type) and other.__module__.partition('.')[0] in packages
+    )

@@ -12,7 +12,7 @@ from mmdet.structures import SampleList
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
-from calkd_det.config import build_from_config
+from calkd_det.config import build_from_config, without_delete_keys
 from calkd_det.detectors.compiling import outside_compiler
 from calkd_det.detectors.diagnosis import diagnose
 from calkd_det.detectors.evidence import TeacherEvidence
@@ -226,6 +226,7 @@ def build_losses(cfg: Any) -> dict[str, nn.Module]:
     if cfg is None:
         return {}
     key = 'model.distillation'
+    cfg = without_delete_keys(cfg)
     several = isinstance(cfg, Mapping) and 'type' not in cfg
     if several and not (cfg and all(isinstance(value, Mapping) for value in cfg.values())):
         raise ConfigError(

@@ -17,7 +17,12 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from calkd_det.calibration import Calibrator
-from calkd_det.config import build_from_config, check_keys
+from calkd_det.config import (
+    build_from_config,
+    check_keys,
+    inheritance_hint,
+    without_delete_keys,
+)
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
 from calkd_det.taps import ClassifierSamples, Tap, check_geometry, find_tap
 from calkd_det.teachers.checkpoint import load_weights
@@ -220,6 +225,7 @@ class FrozenTeacher:
         Raises:
             ConfigError: An unknown or missing key, or see the constructor.
         """
+        cfg = without_delete_keys(cfg)
         known = set(inspect.signature(cls).parameters)
         check_keys(cfg, 'model.teacher', known=known, required={'config'})
         return cls(**cfg)
@@ -378,6 +384,8 @@ def build_detector(source: TeacherSource) -> nn.Module:
             return MODELS.build(source.model)
     # Whatever mmdet raises on a wrong model config, the user must be told whose it is.
     except Exception as error:
+        hint = inheritance_hint('config') if 'unexpected keyword' in str(error) else ''
         raise TeacherError(
             f'{CONFIG_KEY}: mmdet cannot build this detector ({type(error).__name__}: {error})'
+            f'{hint and f". {hint}"}'
         ) from error
