@@ -84,17 +84,17 @@ def fit_class_temperatures(
 
     errors = np.zeros(3)
     for fold in _folds(groups, num_folds, seed):
-        fitted = _fit(logits[~fold], labels[~fold], weights[~fold], tied, prior_std)
-        ones = np.ones_like(fitted[0])
+        fold_fit = _fit_temperatures(logits[~fold], labels[~fold], weights[~fold], tied, prior_std)
+        ones = np.ones_like(fold_fit[0])
         errors += [
             _nll_and_gradient(1 / t, logits[fold], labels[fold], weights[fold])[0]
-            for t in (ones, *fitted)
+            for t in (ones, *fold_fit)
         ]
     names: tuple[Kept, ...] = ('identity', 'global', 'classes')
     held_out = dict(zip(names, (errors / float(weights.sum())).tolist()))
     kept = min(names, key=held_out.__getitem__)  # of equal errors the simplest candidate
-    everything = _fit(logits, labels, weights, tied, prior_std)
-    temperatures = dict(zip(names, (np.ones(len(tied)), *everything)))[kept]
+    fitted = _fit_temperatures(logits, labels, weights, tied, prior_std)
+    temperatures = dict(zip(names, (np.ones(len(tied)), *fitted)))[kept]
     return ClassTemperatureFit(tuple(temperatures.tolist()), kept, held_out)
 
 
@@ -119,7 +119,7 @@ def _folds(groups: Tensor, num_folds: int, seed: int) -> list[Tensor]:
     return [fold_of_sample == fold for fold in range(num_folds)]
 
 
-def _fit(
+def _fit_temperatures(
     logits: Tensor, labels: Tensor, weights: Tensor, tied: np.ndarray, prior_std: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the global temperature, repeated for each class, and the class temperatures, (K,)."""
@@ -128,10 +128,10 @@ def _fit(
 
     def objective(offset: np.ndarray) -> tuple[float, np.ndarray]:
         beta = np.exp(-offset)[tied] / t_global
-        nll, by_beta = _nll_and_gradient(beta, logits, labels, weights)
-        by_offset = np.bincount(tied, -beta * by_beta)
+        nll, gradient_by_beta = _nll_and_gradient(beta, logits, labels, weights)
+        gradient_by_offset = np.bincount(tied, -beta * gradient_by_beta)
         prior = 0.5 * float(offset @ offset) / prior_std**2
-        return (nll + prior) / total, (by_offset + offset / prior_std**2) / total
+        return (nll + prior) / total, (gradient_by_offset + offset / prior_std**2) / total
 
     low, high = (float(np.log(bound / t_global)) for bound in DEFAULT_BOUNDS)
     start = np.zeros(tied.max() + 1)

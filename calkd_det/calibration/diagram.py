@@ -15,8 +15,8 @@ from calkd_det.calibration.reliability import Reliability, wilson_interval
 
 OVER_CONFIDENT = '#c8553d'
 UNDER_CONFIDENT = '#2f6f9f'
-_INK = '#222222'
-_GREY = '#8a8a8a'
+_TEXT_COLOR = '#222222'
+_DIAGONAL_COLOR = '#8a8a8a'
 
 
 def plot_reliability(
@@ -69,7 +69,7 @@ def plot_histogram(reliability: Reliability, ax: Axes) -> None:
     ax.minorticks_off()
     ax.set_xlim(0, 1)
     ax.set_xlabel('confidence')
-    _strip(ax)
+    _style_axes(ax)
 
 
 def plot_before_after(
@@ -100,7 +100,7 @@ def plot_before_after(
     diagrams[0].set_ylabel('accuracy')
     histograms[0].set_ylabel('samples')
     if title:
-        figure.suptitle(title, fontsize=13, color=_INK)
+        figure.suptitle(title, fontsize=13, color=_TEXT_COLOR)
     draw_legend(figure)
     return figure
 
@@ -112,7 +112,7 @@ def _new_figure(width: float) -> Figure:
 
 
 def _draw_reliability(ax: Axes, reliability: Reliability, title: str | None) -> None:
-    ax.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=(0, (4, 3)), zorder=1)
+    ax.plot([0, 1], [0, 1], color=_DIAGONAL_COLOR, lw=1, ls=(0, (4, 3)), zorder=1)
     bins = zip(
         reliability.lower,
         reliability.upper,
@@ -142,14 +142,14 @@ def _draw_reliability(ax: Axes, reliability: Reliability, title: str | None) -> 
         va='top',
         family='monospace',
         fontsize=8.5,
-        color=_INK,
+        color=_TEXT_COLOR,
         bbox={'boxstyle': 'round,pad=0.4', 'fc': 'white', 'ec': '#d5d5d5', 'lw': 0.8},
     )
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     if title:
-        ax.set_title(title, fontsize=11, color=_INK)
-    _strip(ax)
+        ax.set_title(title, fontsize=11, color=_TEXT_COLOR)
+    _style_axes(ax)
 
 
 def draw_legend(figure: Figure) -> None:
@@ -158,8 +158,10 @@ def draw_legend(figure: Figure) -> None:
         handles=[
             Patch(color=OVER_CONFIDENT, alpha=0.5, label='over-confident'),
             Patch(color=UNDER_CONFIDENT, alpha=0.5, label='under-confident'),
-            Line2D([], [], color=_INK, lw=1.4, label='95 % Wilson interval'),
-            Line2D([], [], color=_GREY, lw=1, ls=(0, (4, 3)), label='perfectly calibrated'),
+            Line2D([], [], color=_TEXT_COLOR, lw=1.4, label='95 % Wilson interval'),
+            Line2D(
+                [], [], color=_DIAGONAL_COLOR, lw=1, ls=(0, (4, 3)), label='perfectly calibrated'
+            ),
         ],
         loc='outside lower center',
         ncols=4 if figure.get_figwidth() > 7 else 2,
@@ -168,8 +170,8 @@ def draw_legend(figure: Figure) -> None:
     )
 
 
-def _strip(ax: Axes) -> None:
+def _style_axes(ax: Axes) -> None:
     ax.spines[['top', 'right']].set_visible(False)
-    ax.tick_params(labelsize=9, colors=_INK)
+    ax.tick_params(labelsize=9, colors=_TEXT_COLOR)
     ax.grid(axis='y', color='#ececec', lw=0.8)
     ax.set_axisbelow(True)

@@ -32,7 +32,7 @@ DEFAULT_BOUNDS = (0.05, 20.0)
 # The slope curve is smooth on this scale in ln T, so that a quintic spline gives T to about 1e-6.
 _GRID_STEP = 0.1
 # Samples without a group are spread over this many; the width of the interval is right to 2 %.
-_MAX_DEALT_GROUPS = 4096
+_MAX_SAMPLE_GROUPS = 4096
 _COUNTS_PER_BLOCK = 4_000_000
 
 
@@ -104,7 +104,7 @@ class TemperatureAccumulator:
         self._log_t = np.linspace(math.log(lower), math.log(upper), num_points)
         self._slopes = torch.zeros(0, num_points, dtype=torch.float64)
         self._row_of_group: dict[int, int] = {}
-        self._grouped: bool | None = None
+        self._has_groups: bool | None = None
         self._num_classes: int | None = None
         self._num_samples = 0
         self._total_weight = 0.0
@@ -143,7 +143,7 @@ class TemperatureAccumulator:
         Raises:
             ValueError: There are no samples, all weights are zero, or no T changes the likelihood.
         """
-        if self._grouped is None:
+        if self._has_groups is None:
             raise ValueError('no samples: call update() before compute().')
         if self._total_weight == 0:
             raise ValueError('weights are all zero: there is nothing to fit.')
@@ -154,7 +154,7 @@ class TemperatureAccumulator:
             )
         slopes = self._slopes[: len(self._row_of_group)].numpy()
         total = slopes.sum(axis=0) / self._total_weight
-        temperature = float(_minimise(self._log_t, total[None], self.bounds)[0])
+        temperature = float(_find_zero_slope(self._log_t, total[None], self.bounds)[0])
         nll_before = self._nll_before / self._total_weight
         return TemperatureFit(
             temperature=temperature,
@@ -167,10 +167,10 @@ class TemperatureAccumulator:
             bounds=self.bounds,
         )
 
-    def _check_same_stream(self, num_classes: int, grouped: bool) -> None:
-        if self._grouped is None:
-            self._grouped, self._num_classes = grouped, num_classes
-        if grouped != self._grouped:
+    def _check_same_stream(self, num_classes: int, has_groups: bool) -> None:
+        if self._has_groups is None:
+            self._has_groups, self._num_classes = has_groups, num_classes
+        if has_groups != self._has_groups:
             raise ValueError('groups must be given for all samples or for none.')
         if num_classes != self._num_classes:
             raise ValueError(f'expected {self._num_classes} classes, got {num_classes}.')
@@ -179,8 +179,8 @@ class TemperatureAccumulator:
         self, logits: Tensor, labels: Tensor, weights: Tensor, groups: Tensor | None
     ) -> None:
         if groups is None:
-            serial = torch.arange(len(labels), device=logits.device) + self._num_samples
-            groups = serial % _MAX_DEALT_GROUPS
+            sample_index = torch.arange(len(labels), device=logits.device) + self._num_samples
+            groups = sample_index % _MAX_SAMPLE_GROUPS
         keep = weights > 0
         if not keep.all():
             logits, labels, weights, groups = (
@@ -230,7 +230,7 @@ class TemperatureAccumulator:
         for start in range(0, num_resamples, block):
             size = min(block, num_resamples - start)
             counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
-            temperatures.append(_minimise(self._log_t, counts @ slopes, self.bounds))
+            temperatures.append(_find_zero_slope(self._log_t, counts @ slopes, self.bounds))
         low, high = np.quantile(np.concatenate(temperatures), [0.025, 0.975])
         return float(low), float(high)
 
@@ -285,7 +285,7 @@ def fit_temperature(
     labels = labels.long().to(logits.device)
     temperature = fit.temperature
     if not fit.at_bound:
-        temperature = _polish(logits, labels, weights, activation, temperature, fit.bounds)
+        temperature = _refine(logits, labels, weights, activation, temperature, fit.bounds)
     before, after = (
         negative_log_likelihood(
             logits, labels, temperature=value, activation=activation, weights=weights
@@ -295,7 +295,9 @@ def fit_temperature(
     return replace(fit, temperature=temperature, nll_before=before, nll_after=after)
 
 
-def _minimise(log_t: np.ndarray, slopes: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+def _find_zero_slope(
+    log_t: np.ndarray, slopes: np.ndarray, bounds: tuple[float, float]
+) -> np.ndarray:
     """Return T (R,) at which slopes (R, P), falling in ln T, are zero, else the nearer bound."""
     positive = (slopes > 0).sum(axis=1)
     left = np.clip(positive - 1, 0, len(log_t) - 2)
@@ -314,7 +316,7 @@ def _minimise(log_t: np.ndarray, slopes: np.ndarray, bounds: tuple[float, float]
     return np.where(positive == len(log_t), bounds[1], found)
 
 
-def _polish(
+def _refine(
     logits: Tensor,
     labels: Tensor,
     weights: Tensor,

@@ -35,7 +35,7 @@ ID_STRIDE = 1_000_000
 
 MANIFEST = 'mini_dataset.json'
 SAMPLES = 'samples.png'
-OWN_FILES = re.compile(
+GENERATED_FILES = re.compile(
     r'(train|calibration|val)/\d{7}\.jpg'
     r'|annotations/(train|calibration|val)\.json'
     rf'|{re.escape(SAMPLES)}|{re.escape(MANIFEST)}'
@@ -106,16 +106,16 @@ def write_mini_dataset(
             other files.
     """
     root = Path(out_dir)
-    counts = _checked_counts(num_images)
+    counts = _check_counts(num_images)
     if image_size < MIN_IMAGE_SIZE:
         raise ConfigError(f'image_size must be at least {MIN_IMAGE_SIZE} pixels, not {image_size}.')
     if seed < 0:
         raise ConfigError(f'seed must not be negative, but is {seed}.')
-    loaded = load_items(items, source)
+    item_pool = load_items(items, source)
     request = {
         'generator_version': GENERATOR_VERSION,
         'items': items,
-        'items_sha256': loaded.sha256(),
+        'items_sha256': item_pool.sha256(),
         'num_images': counts,
         'image_size': image_size,
         'seed': seed,
@@ -123,8 +123,8 @@ def write_mini_dataset(
     if (root / MANIFEST).exists() and not overwrite:
         return _open_existing(root, request)
     photos = load_photos()
-    _clear(root)
-    return _build(root, loaded, photos, request, progress)
+    _remove_generated(root)
+    return _build(root, item_pool, photos, request, progress)
 
 
 def annotate(image_id: int, scene: Scene, first_annotation_id: int) -> tuple[dict, list[dict]]:
@@ -160,7 +160,7 @@ def annotate(image_id: int, scene: Scene, first_annotation_id: int) -> tuple[dic
     return image, annotations
 
 
-def _checked_counts(num_images: Mapping[str, int] | None) -> dict[str, int]:
+def _check_counts(num_images: Mapping[str, int] | None) -> dict[str, int]:
     counts = DEFAULT_NUM_IMAGES | dict(num_images or {})
     unknown = sorted(set(counts) - set(SPLITS))
     if unknown:
@@ -221,7 +221,7 @@ def _build(
     }
     # Written last, so that a folder without it is an interrupted run.
     (root / MANIFEST).write_bytes(_json_bytes(manifest, indent=2))
-    return _as_dataset(root, manifest, created=True)
+    return _dataset_from_manifest(root, manifest, created=True)
 
 
 def _empty_coco(items: Items, split: str) -> dict[str, Any]:
@@ -262,15 +262,15 @@ def _open_existing(root: Path, request: dict[str, Any]) -> MiniDataset:
     remedy = 'replace the set with overwrite=True (--force), or choose another folder'
     try:
         manifest = json.loads((root / MANIFEST).read_text('utf-8'))
-        there = manifest['request']
-        dataset = _as_dataset(root, manifest, created=False)
+        recorded = manifest['request']
+        dataset = _dataset_from_manifest(root, manifest, created=False)
         hashes = {split: manifest['annotations_sha256'][split] for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f'{root / MANIFEST} cannot be read ({error!r}): {remedy}.') from error
     differences = [
-        f'{key} is {there.get(key)!r} there but {value!r} was asked for'
+        f'{key} is {recorded.get(key)!r} there but {value!r} was asked for'
         for key, value in request.items()
-        if there.get(key) != value
+        if recorded.get(key) != value
     ]
     if differences:
         raise ConfigError(
@@ -283,7 +283,7 @@ def _open_existing(root: Path, request: dict[str, Any]) -> MiniDataset:
     return dataset
 
 
-def _as_dataset(root: Path, manifest: dict[str, Any], *, created: bool) -> MiniDataset:
+def _dataset_from_manifest(root: Path, manifest: dict[str, Any], *, created: bool) -> MiniDataset:
     return MiniDataset(
         root=root,
         created=created,
@@ -293,20 +293,22 @@ def _as_dataset(root: Path, manifest: dict[str, Any], *, created: bool) -> MiniD
     )
 
 
-def _clear(root: Path) -> None:
+def _remove_generated(root: Path) -> None:
     """Remove the files of an earlier run, and no others."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f'{root} is not a folder.')
     files = [path for path in root.rglob('*') if not path.is_dir()]
-    own = [path for path in files if OWN_FILES.fullmatch(path.relative_to(root).as_posix())]
-    if len(own) < len(files) and not (root / MANIFEST).exists():
-        stranger = next(path for path in files if path not in own)
+    generated = [
+        path for path in files if GENERATED_FILES.fullmatch(path.relative_to(root).as_posix())
+    ]
+    if len(generated) < len(files) and not (root / MANIFEST).exists():
+        other_file = next(path for path in files if path not in generated)
         raise ConfigError(
-            f'{root} is not a mini data set, as it holds {stranger.relative_to(root)}: '
+            f'{root} is not a mini data set, as it holds {other_file.relative_to(root)}: '
             'choose an empty or a new folder.'
         )
     # The manifest is removed first, so that an interrupted removal does not look complete.
-    for path in sorted(own, key=lambda path: path.name != MANIFEST):
+    for path in sorted(generated, key=lambda path: path.name != MANIFEST):
         path.unlink()
 
 

@@ -34,18 +34,18 @@ def draw_samples(root: Path) -> np.ndarray:
 def _draw_sample_row(root: Path, split: str) -> np.ndarray:
     coco = json.loads((root / 'annotations' / f'{split}.json').read_text('utf-8'))
     names = {category['id']: category['name'] for category in coco['categories']}
-    pitch = SAMPLE_SIDE + SAMPLE_GAP
-    row = np.full((SAMPLE_HEADER + pitch, SAMPLE_GAP + SAMPLE_COLUMNS * pitch, 3), 32, np.uint8)
+    stride = SAMPLE_SIDE + SAMPLE_GAP
+    row = np.full((SAMPLE_HEADER + stride, SAMPLE_GAP + SAMPLE_COLUMNS * stride, 3), 32, np.uint8)
     title = f'{split}: {len(coco["images"])} images, {len(coco["annotations"])} boxes'
     _put_text(row, title, (SAMPLE_GAP, SAMPLE_HEADER - 11), 0.7, (255, 255, 255))
     for column, image in enumerate(coco['images'][:SAMPLE_COLUMNS]):
         picture = _read_image(root / split / image['file_name'])
         scale = SAMPLE_SIDE / image['width']
         picture = cv2.resize(picture, (SAMPLE_SIDE, SAMPLE_SIDE), interpolation=cv2.INTER_CUBIC)
-        shown = [entry for entry in coco['annotations'] if entry['image_id'] == image['id']]
-        boxes = [tuple(round(value * scale) for value in entry['bbox']) for entry in shown]
-        _draw_boxes(picture, boxes, [names[entry['category_id']] for entry in shown])
-        left = SAMPLE_GAP + column * pitch
+        entries = [entry for entry in coco['annotations'] if entry['image_id'] == image['id']]
+        boxes = [tuple(round(value * scale) for value in entry['bbox']) for entry in entries]
+        _draw_boxes(picture, boxes, [names[entry['category_id']] for entry in entries])
+        left = SAMPLE_GAP + column * stride
         row[SAMPLE_HEADER : SAMPLE_HEADER + SAMPLE_SIDE, left : left + SAMPLE_SIDE] = picture
     return row
 
@@ -57,14 +57,14 @@ def _draw_boxes(picture: np.ndarray, boxes: Sequence[Xywh], names: Sequence[str]
     taken = list(boxes)
     for box, name in zip(boxes, names):
         (width, height), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        left, top, width, height = _find_tag(box, width + 4, height + 5, taken)
+        left, top, width, height = _place_name(box, width + 4, height + 5, taken)
         taken.append((left, top, width, height))
         corner = (left + width - 1, top + height - 1)
         cv2.rectangle(picture, (left, top), corner, SAMPLE_BOX, cv2.FILLED)
         _put_text(picture, name, (left + 2, top + height - 3), 0.45, (0, 0, 0))
 
 
-def _find_tag(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh:
+def _place_name(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh:
     """Find the place of a box's name, around or inside the box, that covers the least."""
     x, y, box_width, box_height = box
     right, bottom = x + box_width, y + box_height
@@ -75,8 +75,8 @@ def _find_tag(box: Xywh, width: int, height: int, taken: Sequence[Xywh]) -> Xywh
         if 0 <= left <= SAMPLE_SIDE - width and 0 <= top <= SAMPLE_SIDE - height
     ]
     # In a corner of the image no place may be left; the name is then cut off.
-    tags = inside or [(x, y, width, height)]
-    return min(tags, key=lambda tag: sum(overlap(tag, other) for other in taken))
+    places = inside or [(x, y, width, height)]
+    return min(places, key=lambda place: sum(overlap(place, other) for other in taken))
 
 
 def _put_text(

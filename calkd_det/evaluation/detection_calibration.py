@@ -81,8 +81,8 @@ class DetectionCalibration(BaseMetric):
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        self.iou_thr = _check_at_most_one('iou_thr', iou_thr, minimum_open=True)
-        self.score_thr = _check_at_most_one('score_thr', score_thr, minimum_open=False)
+        self.iou_thr = _check_fraction('iou_thr', iou_thr, minimum_open=True)
+        self.score_thr = _check_fraction('score_thr', score_thr, minimum_open=False)
         if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
             raise ConfigError(f'{_key("num_bins")} must be an integer >= 1, but is {num_bins!r}')
         self.num_bins = num_bins
@@ -155,8 +155,8 @@ class DetectionCalibration(BaseMetric):
         figures[f'D-ECE_{scope}'] = reliability.ece
         figures[f'D-ECE_over_{scope}'] = reliability.ece_over
         figures[f'D-ECE_under_{scope}'] = reliability.ece_under
-        self._log_scope(matched)
-        self._record_diagram(reliability, f'{self.prefix}_reliability_{scope}'.replace('/', '_'))
+        self._log_settings(matched)
+        self._publish_diagram(reliability, f'{self.prefix}_reliability_{scope}'.replace('/', '_'))
         return figures
 
     @cached_property
@@ -172,17 +172,18 @@ class DetectionCalibration(BaseMetric):
             )
         return self._coco.get_cat_ids(cat_names=classes)
 
-    def _log_scope(self, matched: DetectionMatches) -> None:
-        seen, total = len(np.unique(matched.labels)), len(self._category_ids)
+    def _log_settings(self, matched: DetectionMatches) -> None:
+        num_detected, num_classes = len(np.unique(matched.labels)), len(self._category_ids)
         print_log(
             f'Calibration of {len(matched)} final boxes with a score >= {self.score_thr:g}. '
             f'D-ECE: all classes together, {self.num_bins} equal-width bins. '
             f'LaECE: {LAECE_BINS} equal-width bins. '
-            f'LaECE and LaACE: mean over the {seen} of {total} classes that were detected.',
+            f'LaECE and LaACE: mean over the {num_detected} of {num_classes} classes that were '
+            'detected.',
             logger='current',
         )
 
-    def _record_diagram(self, reliability: Reliability, name: str) -> None:
+    def _publish_diagram(self, reliability: Reliability, name: str) -> None:
         # Without a visualizer, get_current_instance() would fail and keep mmengine's lock.
         visualizer = Visualizer.get_current_instance() if Visualizer._instance_dict else None
         if visualizer is None and self.out_dir is None:
@@ -201,14 +202,14 @@ class DetectionCalibration(BaseMetric):
             figure.savefig(self.out_dir / f'{name}.png')
         if visualizer is not None:
             step = MessageHub.get_current_instance().get_info('iter', 0)
-            visualizer.add_image(name, _pixels(figure), step)
+            visualizer.add_image(name, _to_rgb(figure), step)
 
 
 def _key(name: str) -> str:
     return f'val_evaluator.{name} (or test_evaluator.{name})'
 
 
-def _check_at_most_one(name: str, value: Any, *, minimum_open: bool) -> float:
+def _check_fraction(name: str, value: Any, *, minimum_open: bool) -> float:
     value = check_number(value, _key(name), minimum_open=minimum_open, hint='at most 1')
     if value > 1:
         raise ConfigError(f'{_key(name)} must be at most 1, but is {value}')
@@ -230,7 +231,7 @@ def _read_annotations(ann_file: Any) -> COCO:
     return coco
 
 
-def _pixels(figure: Figure) -> np.ndarray:
+def _to_rgb(figure: Figure) -> np.ndarray:
     """Return a figure as an RGB image, uint8, shape (height, width, 3)."""
     figure.canvas.draw()
     return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])

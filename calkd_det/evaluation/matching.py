@@ -93,8 +93,8 @@ def match_detections(
         )
     ]
     if not results:
-        nothing = DetectionMatches(np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
-        return [nothing for _ in iou_thrs]
+        empty = DetectionMatches(np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
+        return [empty for _ in iou_thrs]
     with redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print()
         evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
         evaluation.params.imgIds = [image.image_id for image in images]
@@ -112,7 +112,8 @@ def match_detections(
     ious = np.concatenate([_matched_ious(evaluation, record) for record in records], axis=1)
     ignored = np.concatenate([record['dtIgnore'] for record in records], axis=1).astype(bool)
     return [
-        DetectionMatches(scores[~out], labels[~out], iou[~out]) for iou, out in zip(ious, ignored)
+        DetectionMatches(scores[~ignore], labels[~ignore], iou[~ignore])
+        for iou, ignore in zip(ious, ignored)
     ]
 
 

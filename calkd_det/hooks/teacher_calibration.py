@@ -58,7 +58,7 @@ class TeacherCalibrationHook(Hook):
                 )
         self.interval = interval
         self.total = ReliabilityAccumulator(num_bins)
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._unbinned: list[tuple[Tensor, Tensor]] = []
         self._steps = 0
         self._handle: RemovableHandle | None = None
 
@@ -70,7 +70,7 @@ class TeacherCalibrationHook(Hook):
                 f'is {type(model).__name__}: remove the hook, or use a CalKD detector'
             )
         if model.teacher is not None and model.teacher.network is not None:
-            self._handle = model.teacher.network.register_forward_hook(self._see)
+            self._handle = model.teacher.network.register_forward_hook(self._record_samples)
 
     def after_train(self, runner: Runner) -> None:
         if self._handle is not None:
@@ -85,7 +85,7 @@ class TeacherCalibrationHook(Hook):
             end_of_epoch or self.every_n_train_iters(runner, self.interval)
         ):
             return
-        reliability = self._update()
+        reliability = self._bin_samples()
         if reliability is None:
             return
         figures = {
@@ -97,34 +97,34 @@ class TeacherCalibrationHook(Hook):
         if end_of_epoch:
             runner.logger.info(describe(reliability))
 
-    def _see(
+    def _record_samples(
         self,
         network: nn.Module,
         args: tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]],
-        answers: Sequence[Tensor],
+        teacher_logits: Sequence[Tensor],
     ) -> None:
         # Kept on the device, because binning checks its input, which would synchronise each step.
-        for samples, logits in zip(args[1], answers):
-            rows = self._rows(len(samples))
+        for samples, logits in zip(args[1], teacher_logits):
+            rows = self._select_rows(len(samples))
             logits, labels = logits[rows], samples.labels[rows]
             confidence, prediction = class_scores(logits, samples.activation).max(dim=1)
             confidence = confidence.masked_fill(samples.weights[rows] == 0, math.nan)
-            self._seen.append((confidence, prediction == labels))
+            self._unbinned.append((confidence, prediction == labels))
 
-    def _rows(self, number: int) -> slice:
+    def _select_rows(self, num_samples: int) -> slice:
         """Select every n-th sample of a dense head, with another offset at each step."""
-        stride = -(-number // MAX_SAMPLES) or 1
+        stride = -(-num_samples // MAX_SAMPLES) or 1
         self._steps += 1
         return slice(self._steps % stride, None, stride)
 
-    def _update(self) -> Reliability | None:
-        if self._seen:
-            confidence, hit = (torch.cat(values) for values in zip(*self._seen))
+    def _bin_samples(self) -> Reliability | None:
+        if self._unbinned:
+            confidence, hit = (torch.cat(values) for values in zip(*self._unbinned))
             # Samples without weight are NaN, and so are those of a run that diverged.
             finite = confidence.isfinite()
             if finite.any():
                 self.total.update_confidences(confidence[finite], hit[finite])
-            self._seen.clear()
+            self._unbinned.clear()
         overall = ReliabilityAccumulator(self.total.sums.shape[1])
         overall.sums = self.total.sums.clone()
         all_reduce(overall.sums)

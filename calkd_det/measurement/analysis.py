@@ -74,7 +74,7 @@ class SetResult:
         fit: The fitted temperature.
         before: Errors at T = 1.
         after: Errors at the fitted temperature.
-        samples_are: A clause that says what the samples are.
+        description: A clause that says what the samples are.
     """
 
     num_samples: int
@@ -82,7 +82,7 @@ class SetResult:
     fit: TemperatureFit
     before: Measurement
     after: Measurement
-    samples_are: str = ''
+    description: str = ''
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class CalibrationResult:
     Attributes:
         sets: Results by the name of the set of samples, ``distillation`` first. T is the fit to
             that one.
-        several: Fits of several temperatures to the samples of distillation, by the class of the
+        class_fits: Fits of several temperatures to the samples of distillation, by the class of the
             calibrator.
         about: Plain data on the detector, the data and the run, written to the report as they
             are. It has ``teacher`` with ``config`` and ``data`` with ``num_images``.
@@ -100,7 +100,7 @@ class CalibrationResult:
     """
 
     sets: dict[str, SetResult]
-    several: dict[type[ClassTemperatureScaling], ClassTemperatureFit]
+    class_fits: dict[type[ClassTemperatureScaling], ClassTemperatureFit]
     about: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -129,31 +129,32 @@ def analyse(
     Raises:
         TeacherError: No temperature can be fitted.
     """
-    found = list(warnings)
+    all_warnings = list(warnings)
     sets = {}
     for name, store in stores.items():
         if name != DISTILLATION and not len(store):
-            found.append(f'There are no {in_words(name)} to compare with.')
+            all_warnings.append(f'There are no {readable_name(name)} to compare with.')
             continue
         sets[name] = fit_set(store, name, seed=seed)
-    own = sets[DISTILLATION].fit
-    if own.at_bound:
-        found.append(
-            f'T stopped at the bound {own.temperature:g} and is no minimum: the likelihood still '
-            'rises beyond it. Do not use it.'
+    distillation_fit = sets[DISTILLATION].fit
+    if distillation_fit.at_bound:
+        all_warnings.append(
+            f'T stopped at the bound {distillation_fit.temperature:g} and is no minimum: the '
+            'likelihood still rises beyond it. Do not use it.'
         )
-    found += [
-        f'The {in_words(name)} ask for another temperature, T = {format_temperature(result.fit)}, '
-        f'than the samples of distillation, T = {format_temperature(own)}: one temperature does '
-        'not calibrate this detector everywhere. Distillation is concerned with the latter.'
+    all_warnings += [
+        f'The {readable_name(name)} ask for another temperature, '
+        f'T = {format_temperature(result.fit)}, than the samples of distillation, '
+        f'T = {format_temperature(distillation_fit)}: one temperature does not calibrate this '
+        'detector everywhere. Distillation is concerned with the latter.'
         for name, result in sets.items()
-        if name != DISTILLATION and disagree(own, result.fit)
+        if name != DISTILLATION and disagree(distillation_fit, result.fit)
     ]
-    several = fit_several(stores[DISTILLATION], seed=seed)
-    return CalibrationResult(sets, several, dict(about), tuple(found))
+    class_fits = fit_class_calibrators(stores[DISTILLATION], seed=seed)
+    return CalibrationResult(sets, class_fits, dict(about), tuple(all_warnings))
 
 
-def fit_several(
+def fit_class_calibrators(
     store: SampleStore, *, seed: int = 0
 ) -> dict[type[ClassTemperatureScaling], ClassTemperatureFit]:
     """Fit the calibrators of several temperatures to the samples of a softmax head.
@@ -167,7 +168,7 @@ def fit_several(
     """
     if store.activation != 'softmax':
         return {}
-    logits, labels, weights, groups = store.some_images(MAX_CLASS_SAMPLES)
+    logits, labels, weights, groups = store.evenly_spaced_images(MAX_CLASS_SAMPLES)
     num_images = len(groups.unique())
     if num_images < 2:
         return {}
@@ -202,7 +203,7 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
         fit=fit,
         before=measure(store, 1.0),
         after=measure(store, fit.temperature),
-        samples_are=store.samples_are,
+        description=store.description,
     )
 
 
@@ -217,17 +218,17 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
     hits: list[Tensor] = []
     nll = brier = 0.0
     for logits, labels, weights, _ in store.chunks():
-        kind = {'activation': store.activation, 'weights': weights}
+        options = {'activation': store.activation, 'weights': weights}
         scaled = logits.double() / temperature
         probs = class_scores(scaled, store.activation)
         confidence, hit = top_label(probs, labels, activation=store.activation)
         confidences.append(confidence)
         hits.append(hit)
         total = float(weights.double().sum())
-        nll += total * negative_log_likelihood(logits, labels, temperature=temperature, **kind)
-        brier += total * brier_score(probs, labels, **kind)
+        nll += total * negative_log_likelihood(logits, labels, temperature=temperature, **options)
+        brier += total * brier_score(probs, labels, **options)
     confidence, hit, weights = torch.cat(confidences), torch.cat(hits), store.weights
-    width, mass = (
+    equal_width, equal_mass = (
         reliability_from_confidences(
             confidence, hit, n_bins=NUM_BINS, binning=binning, weights=weights
         )
@@ -236,19 +237,19 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
     total = float(weights.double().sum())
     values = {
         'nll': nll / total,
-        'ece': width.ece,
-        'ece_over': width.ece_over,
-        'ece_under': width.ece_under,
-        'mce': width.mce,
-        'ace': mass.ece,
+        'ece': equal_width.ece,
+        'ece_over': equal_width.ece_over,
+        'ece_under': equal_width.ece_under,
+        'mce': equal_width.mce,
+        'ace': equal_mass.ece,
         'brier': brier / total,
-        'mean_confidence': width.mean_confidence,
-        'mean_accuracy': width.mean_accuracy,
+        'mean_confidence': equal_width.mean_confidence,
+        'mean_accuracy': equal_width.mean_accuracy,
     }
-    return Measurement(values, width)
+    return Measurement(values, equal_width)
 
 
-def in_words(name: str) -> str:
+def readable_name(name: str) -> str:
     """Return the name of a set of samples for a sentence: ``RoIs of stage 1`` for ``s1``."""
     stage = re.fullmatch(r's(\d+)', name)
     return f'RoIs of stage {stage[1]}' if stage else name

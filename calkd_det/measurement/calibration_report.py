@@ -16,7 +16,7 @@ from calkd_det.measurement.analysis import (
     CalibrationResult,
     SetResult,
     format_temperature,
-    in_words,
+    readable_name,
 )
 
 RESULT_FILE = 'temperature.json'
@@ -45,29 +45,29 @@ def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
             result.before.reliability,
             result.after.reliability,
             result.fit.temperature,
-            title=_title(report, name),
+            title=_diagram_title(report, name),
         )
-        files.append(out / _diagram(name))
+        files.append(out / _diagram_file(name))
         figure.savefig(files[-1])
     return tuple(files)
 
 
 def to_json(report: CalibrationResult) -> dict[str, Any]:
     """Return the content of the file that ``TemperatureScaling(temperature='….json')`` reads."""
-    own = _set_to_json(report.sets[DISTILLATION])
+    distillation = _set_to_json(report.sets[DISTILLATION])
     return {
         'schema_version': SCHEMA_VERSION,
-        'temperature': own.pop('temperature'),
-        **own,
-        **{cls.field: list(fit.temperatures) for cls, fit in report.several.items()},
+        'temperature': distillation.pop('temperature'),
+        **distillation,
+        **{cls.field: list(fit.temperatures) for cls, fit in report.class_fits.items()},
         'several_temperatures': {
             cls.field: {'kept': fit.kept, 'held_out_nll': fit.held_out_nll}
-            for cls, fit in report.several.items()
+            for cls, fit in report.class_fits.items()
         },
         'warnings': list(report.warnings),
         **report.about,
         'comparison': {
-            name: {'samples_are': result.samples_are or name, **_set_to_json(result)}
+            name: {'samples_are': result.description or name, **_set_to_json(result)}
             for name, result in report.sets.items()
             if name != DISTILLATION
         },
@@ -100,21 +100,21 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
         if name == DISTILLATION:
             parts += ['## Samples of distillation']
         else:
-            is_part = in_words(name) != name
+            is_stage = readable_name(name) != name
             parts += [
-                f'## For comparison: {in_words(name)}',
+                f'## For comparison: {readable_name(name)}',
                 'These are among the samples above.'
-                if is_part
+                if is_stage
                 else 'These have no part in T above.',
             ]
         parts += [
-            f'{result.samples_are or name}: {result.num_samples:,} samples, '
+            f'{result.description or name}: {result.num_samples:,} samples, '
             f'{result.num_foreground:,} of them labelled as objects.',
             _metric_table(result),
-            f'![Reliability before and after]({_diagram(name)})',
+            f'![Reliability before and after]({_diagram_file(name)})',
         ]
-    if report.several:
-        parts += ['## Several temperatures', _several_text(report)]
+    if report.class_fits:
+        parts += ['## Several temperatures', _class_fits_text(report)]
     parts += ['## How it was made', _about_table(report.about)]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
@@ -133,12 +133,12 @@ def _set_to_json(result: SetResult) -> dict[str, Any]:
     }
 
 
-def _diagram(name: str) -> str:
+def _diagram_file(name: str) -> str:
     return f'reliability_{name}.png'
 
 
-def _title(report: CalibrationResult, name: str) -> str:
-    samples = 'samples of distillation' if name == DISTILLATION else in_words(name)
+def _diagram_title(report: CalibrationResult, name: str) -> str:
+    samples = 'samples of distillation' if name == DISTILLATION else readable_name(name)
     return f'{Path(report.about["teacher"]["config"]).stem}: {samples}'
 
 
@@ -153,7 +153,7 @@ def _metric_table(result: SetResult) -> str:
     return '\n'.join(rows)
 
 
-def _several_text(report: CalibrationResult) -> str:
+def _class_fits_text(report: CalibrationResult) -> str:
     kept_as = {
         'classes': 'fitted by class',
         'global': 'all the global T: more of them did not lower the held-out NLL',
@@ -163,16 +163,18 @@ def _several_text(report: CalibrationResult) -> str:
         '| calibrator | NLL at T = 1 | with the global T | with its own | kept | temperatures |',
         '|---|---:|---:|---:|---|---|',
     ]
-    for cls, fit in report.several.items():
+    for cls, fit in report.class_fits.items():
         errors = fit.held_out_nll
         # All foreground classes share one temperature, so two of the list are enough.
         tied = cls is ForegroundBackgroundScaling
-        shown = (fit.temperatures[0], fit.temperatures[-1]) if tied else fit.temperatures
+        distinct = (fit.temperatures[0], fit.temperatures[-1]) if tied else fit.temperatures
         cells = [
             f'`{cls.__name__}`',
             *(f'{errors[name]:.4f}' for name in ('identity', 'global', 'classes')),
             kept_as[fit.kept],
-            f'{min(shown):.2f} to {max(shown):.2f}' if len(shown) > 2 else _pair(shown),
+            f'{min(distinct):.2f} to {max(distinct):.2f}'
+            if len(distinct) > 2
+            else _object_background_text(distinct),
         ]
         rows.append(f'| {" | ".join(cells)} |')
     explanation = (
@@ -185,7 +187,7 @@ def _several_text(report: CalibrationResult) -> str:
     return explanation + '\n\n' + '\n'.join(rows)
 
 
-def _pair(temperatures: Sequence[float]) -> str:
+def _object_background_text(temperatures: Sequence[float]) -> str:
     return 'objects {:.2f}, background {:.2f}'.format(*temperatures)
 
 

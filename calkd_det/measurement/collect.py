@@ -32,11 +32,11 @@ class SampleStore:
 
     Args:
         folder: The folder of the temporary file; None for the system's folder of temporary files.
-        samples_are: A clause that says what the samples are, for a report.
+        description: A clause that says what the samples are, for a report.
     """
 
-    def __init__(self, folder: Path | None = None, samples_are: str = '') -> None:
-        self.samples_are = samples_are
+    def __init__(self, folder: Path | None = None, description: str = '') -> None:
+        self.description = description
         self.activation: Activation = 'softmax'
         self.num_logits = 0
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as this
@@ -74,7 +74,7 @@ class SampleStore:
         """Index of each sample's image, int64, shape (N,)."""
         return torch.cat(self._groups) if self._groups else torch.zeros(0, dtype=torch.long)
 
-    def some_images(self, max_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def evenly_spaced_images(self, max_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return all samples of evenly spaced images, about ``max_samples`` at most.
 
         Returns:
@@ -140,19 +140,21 @@ def collect_samples(
     devices = [device] if device.type == 'cuda' else []
     with _inference(detector), torch.random.fork_rng(devices=devices):
         loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=pseudo_collate)
-        done = 0
+        num_done = 0
         with tqdm(total=len(dataset), unit='image', disable=not progress) as bar:
             for batch in loader:
                 batch = detector.data_preprocessor(batch, training=False)
                 ids = [data_sample.img_id for data_sample in batch['data_samples']]
                 seeds = [_image_seed(seed, image_id) for image_id in ids]
-                sets = tap.sample_sets(detector, batch['inputs'], batch['data_samples'], seeds)
-                for name, samples in sets.items():
+                samples_by_name = tap.sample_sets(
+                    detector, batch['inputs'], batch['data_samples'], seeds
+                )
+                for name, samples in samples_by_name.items():
                     _check_finite(samples, ids)
                     if name not in stores:
                         stores[name] = SampleStore(folder, tap.set_descriptions.get(name, name))
-                    stores[name].append(samples, samples.locations[:, 0].long() + done)
-                done += len(ids)
+                    stores[name].append(samples, samples.locations[:, 0].long() + num_done)
+                num_done += len(ids)
                 bar.update(len(ids))
     return stores
 

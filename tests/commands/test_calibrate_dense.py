@@ -79,7 +79,7 @@ def test_the_temperature_is_that_of_all_samples(cfg: Config) -> None:
     paths = (Path(arg.split('=')[1]) for arg in DATA)
     data = read_held_out(cfg, *paths, num_classes=10, classes=cfg.classes)
     store = collect_samples(detector, data.dataset, seed=1)['distillation']
-    logits, labels, weights, groups = store.some_images(10**9)
+    logits, labels, weights, groups = store.evenly_spaced_images(10**9)
     share = fit_temperature(logits, labels, weights=weights, groups=groups, activation='sigmoid')
 
     everything = []

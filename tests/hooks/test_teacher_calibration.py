@@ -44,12 +44,12 @@ def test_logs_the_ece_of_all_samples_so_far(
     hook = HOOKS.build(dict(type='TeacherCalibrationHook', interval=2, num_bins=10))
     runner = Runner(detector, epoch_length=5)
     hook.before_train(runner)
-    seen: list[tuple[Tensor, Tensor]] = []
+    recorded: list[tuple[Tensor, Tensor]] = []
 
-    def keep(network: nn.Module, args: tuple, answers: list[Tensor]) -> None:
-        seen.append((answers[0].softmax(1), args[1][0].labels))
+    def record(network: nn.Module, args: tuple, answers: list[Tensor]) -> None:
+        recorded.append((answers[0].softmax(1), args[1][0].labels))
 
-    detector.teacher.network.register_forward_hook(keep)
+    detector.teacher.network.register_forward_hook(record)
     logged = []
     for step in range(5):
         runner.iter = step
@@ -59,7 +59,7 @@ def test_logs_the_ece_of_all_samples_so_far(
         buffer = runner.message_hub.log_scalars.get('train/teacher_ece')
         logged.append(0 if buffer is None else len(buffer._log_history))
     assert logged == [0, 1, 1, 2, 3]  # every second step, and the last of the epoch
-    probs, labels = (torch.cat(values) for values in zip(*seen))
+    probs, labels = (torch.cat(values) for values in zip(*recorded))
     expected = reliability(probs, labels, n_bins=10)
     for name, value in (
         ('ece', expected.ece),
@@ -72,17 +72,17 @@ def test_logs_the_ece_of_all_samples_so_far(
 
     hook.after_train(runner)
     helpers.loss(detector, helpers.batch())
-    assert not hook._seen
+    assert not hook._unbinned
 
 
-def test_says_on_which_side_the_teacher_is(
+def test_logs_whether_the_teacher_is_over_or_under_confident(
     teacher_config: ConfigDict,
     teacher: tuple[nn.Module, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runner = Runner(distilled(teacher_config, teacher[1]), epoch_length=1)
-    said: list[str] = []
-    monkeypatch.setattr(runner.logger, 'info', said.append)
+    logged: list[str] = []
+    monkeypatch.setattr(runner.logger, 'info', logged.append)
     samples = ClassifierSamples(
         logits=torch.zeros(4, 2),
         labels=torch.tensor([0, 0, 0, 1]),
@@ -94,14 +94,14 @@ def test_says_on_which_side_the_teacher_is(
         hook = TeacherCalibrationHook()
         hook.before_train(runner)
         answers = [torch.tensor([[scale, 0.0]]).expand(4, 2)]
-        hook._see(runner.model.teacher.network, (None, [samples]), answers)
+        hook._record_samples(runner.model.teacher.network, (None, [samples]), answers)
         hook.after_train_iter(runner, 0)
-        assert side in said[-1]
-        assert '4 training samples' in said[-1]
-        assert 'accuracy 0.7500' in said[-1]
+        assert side in logged[-1]
+        assert '4 training samples' in logged[-1]
+        assert 'accuracy 0.7500' in logged[-1]
 
 
-def test_a_diverged_run_and_a_batch_without_samples_do_not_stop_it(
+def test_nan_logits_and_empty_batches_are_left_out(
     teacher_config: ConfigDict, teacher: tuple[nn.Module, Path]
 ) -> None:
     runner = Runner(distilled(teacher_config, teacher[1]), epoch_length=1)
@@ -112,12 +112,12 @@ def test_a_diverged_run_and_a_batch_without_samples_do_not_stop_it(
         samples = ClassifierSamples(
             logits, torch.zeros(count).long(), torch.ones(count), torch.zeros(count, 5), 'softmax'
         )
-        hook._see(runner.model.teacher.network, (None, [samples]), [logits])
+        hook._record_samples(runner.model.teacher.network, (None, [samples]), [logits])
         hook.after_train_iter(runner, 0)
     assert hook.total.sums.sum() == 0
 
 
-def test_a_plain_detector_is_refused_and_a_switched_off_one_is_not() -> None:
+def test_a_plain_detector_is_refused_and_one_without_teacher_is_not() -> None:
     with pytest.raises(ConfigError, match=r'needs a distilled detector, but model\.type is Base'):
         TeacherCalibrationHook().before_train(Runner(BaseModule(), 1))
     off = helpers.build(helpers.detector_config('CalKDFasterRCNN'))
@@ -129,30 +129,30 @@ def test_a_plain_detector_is_refused_and_a_switched_off_one_is_not() -> None:
 
 @pytest.mark.parametrize('argument', ['interval', 'num_bins'])
 @pytest.mark.parametrize('value', [0, -1, 1.5, True, '50'])
-def test_bad_arguments(argument: str, value: object) -> None:
+def test_bad_arguments_are_refused(argument: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f'{argument} must be an integer > 0'):
         TeacherCalibrationHook(**{argument: value})
 
 
 @pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
-def test_samples_without_weight_and_most_of_a_dense_heads_are_left_out(activation: str) -> None:
+def test_samples_of_zero_weight_are_left_out_and_a_dense_head_is_strided(activation: str) -> None:
     hook = TeacherCalibrationHook()
-    number = teacher_calibration.MAX_SAMPLES * 3 - 5
+    num_samples = teacher_calibration.MAX_SAMPLES * 3 - 5
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(number, 4, generator=generator)
-    weights = torch.ones(number)
+    logits = torch.randn(num_samples, 4, generator=generator)
+    weights = torch.ones(num_samples)
     weights[::2] = 0
     samples = ClassifierSamples(
         logits=logits,
-        labels=torch.randint(0, 4, (number,), generator=generator),
+        labels=torch.randint(0, 4, (num_samples,), generator=generator),
         weights=weights,
-        locations=torch.zeros(number, 5),
+        locations=torch.zeros(num_samples, 5),
         activation=activation,
     )
     for _ in range(3):
-        hook._see(None, (None, [samples]), [logits])
-    overall = hook._update()
-    assert overall.num_samples == int((weights > 0).sum())  # three steps have seen each once
+        hook._record_samples(None, (None, [samples]), [logits])
+    overall = hook._bin_samples()
+    assert overall.num_samples == int((weights > 0).sum())  # three steps read each sample once
     probs = logits.softmax(1) if activation == 'softmax' else logits.sigmoid()
     keep = weights > 0
     expected = reliability(probs[keep], samples.labels[keep], n_bins=15, activation=activation)
