@@ -1,7 +1,7 @@
-# The published protocol, on top of mmdet's own alignment with Detectron2 (pillow, multi-scale).
+# The published protocol, based on mmdet's alignment with Detectron2 (pillow, multi-scale).
 _base_ = 'mmdet::common/ms-90k_coco.py'
 
-# Also in the plain students: importing calkd_det lets torch>=2.6 read mmengine's checkpoints.
+# Plain students import it too, because it lets torch>=2.6 load mmengine's checkpoints.
 custom_imports = dict(imports=['calkd_det'], allow_failed_imports=False)
 
 # 8 GPUs x 1 image

@@ -8,7 +8,7 @@ classes = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    # No flip: a mirrored digit is none.
+    # No flip, because a mirrored digit is not a digit.
     dict(type='RandomResize', scale=[(112, 112), (144, 144)], keep_ratio=True),
     dict(type='PackDetInputs'),
 ]
@@ -62,7 +62,7 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-# The published steps at 2/3 and 8/9 of the training.
+# Steps at 2/3 and 8/9 of the training, as published.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[8, 11], gamma=0.1),

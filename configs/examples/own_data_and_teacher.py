@@ -6,7 +6,7 @@ model = dict(
     type='CalKDFasterRCNN',
     teacher=dict(
         config='work_dirs/my_teacher/my_teacher.py',
-        # Its classes are matched by name: any order, and it may know more than the student's.
+        # Classes are matched by name: any order, and the teacher may have more than the student.
         checkpoint='work_dirs/my_teacher/epoch_12.pth',
         calibrator=dict(type='TemperatureScaling', temperature=1.5),
     ),

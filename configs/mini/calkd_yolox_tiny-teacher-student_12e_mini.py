@@ -4,7 +4,7 @@ model = dict(
     type='CalKDYOLOX',
     teacher=dict(
         config=__import__('calkd_det').config_path('mini/yolox_tiny-teacher_12e_mini.py'),
-        # Where mmdet's train.py leaves it, from the folder that it is started in.
+        # Written by mmdet's train.py, relative to the folder of the run.
         checkpoint='work_dirs/yolox_tiny-teacher_12e_mini/epoch_12.pth',
         calibrator=dict(type='TemperatureScaling', temperature=1.0),
     ),

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/mini.py',
 ]
 
-# mmdet's Cascade R-CNN with its sizes turned down; trained from scratch, so BatchNorm learns.
+# A small version of mmdet's Cascade R-CNN; trained from scratch, so BatchNorm is not frozen.
 model = dict(
     backbone=dict(
         depth=18,

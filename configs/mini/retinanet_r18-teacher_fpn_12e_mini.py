@@ -1,7 +1,7 @@
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/mini.py']
 
-# mmdet's RetinaNet with its sizes turned down; trained from scratch, so BatchNorm learns, and
-# neck and head have some.
+# A small version of mmdet's RetinaNet; trained from scratch, so BatchNorm is not frozen, and neck
+# and head have BatchNorm too.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 _base_ = '../_base_/mini.py'
 
-# mmdet's RTMDet with its sizes turned down, trained from scratch without mosaic and EMA.
+# A small version of mmdet's RTMDet, trained from scratch without mosaic and EMA.
 norm_cfg = dict(type='BN', requires_grad=True)
 act_cfg = dict(type='SiLU', inplace=True)
 model = dict(

@@ -1,6 +1,6 @@
 _base_ = '../_base_/mini.py'
 
-# mmdet's YOLOX with its sizes turned down, trained from scratch without mosaic and EMA.
+# A small version of mmdet's YOLOX, trained from scratch without mosaic and EMA.
 norm_cfg = dict(type='BN', momentum=0.03, eps=0.001)
 act_cfg = dict(type='Swish')
 model = dict(

@@ -58,7 +58,7 @@ study = dict(
     figures=['temperature', 'paired', 'reliability'],
     reliability=['r101'],
     target=0.3,
-    # mmcv's RoIAlign adds up gradients in any order on a GPU, whatever is asked of torch.
+    # On a GPU mmcv's RoIAlign adds gradients in no fixed order, even in torch's deterministic mode.
     deterministic=False,
     resume=True,
     gpus_per_run=8,

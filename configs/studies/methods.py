@@ -8,7 +8,7 @@ core. All three studies: 13 teachers, 160 students, 4.8 hours of a core, about 2
 _base_ = './_base_/fashion.py'
 
 kd = dict(type='KDLoss', tau=1.0, loss_weight=1.0)
-# DKD's defaults, and the weight of the losses page's example for MLLD: neither is tuned here.
+# DKD's defaults, and MLLD's weight of docs/losses.md; neither is tuned here.
 dkd = dict(type='DKDLoss', alpha=1.0, beta=0.25, tau=1.0, loss_weight=1.0)
 mlld = dict(type='MLLDLoss', taus=[2.0, 3.0, 4.0, 5.0, 6.0], loss_weight=0.1)
 on_kd = {
@@ -22,7 +22,7 @@ on_others = {
     'MLLD': (1.0, mlld),
     'CalKD on MLLD, T = 1.5': (1.5, mlld),
 }
-# The other losses with the teacher that T has most to mend of.
+# The other losses with the teacher whose calibration T changes most.
 methods = {'calibrated': on_kd, 'over-confident': {**on_kd, **on_others}}
 against = {
     'KD': 'student alone',

@@ -7,7 +7,7 @@ model = dict(
     teacher=dict(
         config='mmdet::yolox/yolox_l_8xb8-300e_coco.py',
         checkpoint=None,
-        calibrator=dict(type='TemperatureScaling', temperature=1.0),  # fit it: see the README
+        calibrator=dict(type='TemperatureScaling', temperature=1.0),  # fit it first, see the README
     ),
     distillation=dict(type='BinaryKDLoss', tau=1.0, loss_weight=1.0),
 )

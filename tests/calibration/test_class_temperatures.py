@@ -17,7 +17,7 @@ TRUE = torch.tensor([0.7, 1.0, 2.0, 3.0])
 
 
 def samples(count: int, temperatures: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, labels drawn from softmax(z_k / T_k), and ten samples an image."""
+    """Draw logits and labels from softmax(z_k / T_k), ten samples an image."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, len(temperatures), generator=generator) * 4
     labels = torch.multinomial((logits / temperatures).softmax(1), 1, generator=generator)[:, 0]
@@ -67,8 +67,8 @@ def test_foreground_and_background() -> None:
     assert fit.temperatures == pytest.approx([2.0, 2.0, 2.0, 0.8], rel=0.08)
 
 
-def test_falls_back_rather_than_make_held_out_images_worse() -> None:
-    """Over many draws of calibrated logits the kept one is never worse than identity."""
+def test_falls_back_where_held_out_images_get_worse() -> None:
+    """Over 12 draws of calibrated logits, the kept fit is never worse than T = 1."""
     kept = []
     for seed in range(12):
         logits, labels, groups = samples(100, torch.ones(4), seed)

@@ -1,4 +1,4 @@
-"""The diagram shows the numbers of its bins, and touches no global plotting state."""
+"""Reliability diagrams show the values of their bins and change no state of pyplot."""
 
 from __future__ import annotations
 

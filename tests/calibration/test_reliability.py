@@ -1,4 +1,4 @@
-"""Calibration errors against torchmetrics, plain loops, and their own identities."""
+"""Calibration errors against torchmetrics, plain loops and their identities."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_edges_belong_to_the_bin_below_and_zero_to_the_first():
         assert result.count == (1,) * n_bins
 
 
-def test_empty_bins_are_unknown_and_not_perfect():
+def test_empty_bins_are_nan():
     result = reliability(torch.tensor([[0.9, 0.1]]), torch.tensor([1]), n_bins=2)
     assert math.isnan(result.accuracy[0])
     assert math.isnan(result.gap[0])
@@ -253,7 +253,7 @@ def test_bad_input_is_a_sentence(kwargs, message):
         reliability(**{'probs': PROBS, 'labels': LABELS, **kwargs})
 
 
-def test_bad_confidences_and_accumulators_are_refused():
+def test_bad_confidences_and_an_empty_accumulator_are_refused():
     with pytest.raises(ValueError, match='hits must be bool'):
         reliability_from_confidences(torch.rand(3), torch.ones(3))
     with pytest.raises(ValueError, match=r'shape \(N,\)'):

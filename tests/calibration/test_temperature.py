@@ -1,4 +1,4 @@
-"""The fitted temperature against plain float64 fits, known truths and its own symmetries."""
+"""The fitted temperature against plain float64 fits, known temperatures and symmetries."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_groups_of_copies_widen_the_interval():
     assert width(groups=groups) == pytest.approx(high - low, rel=0.1)
 
 
-def test_dealt_groups_give_the_width_of_the_sample_bootstrap():
+def test_samples_without_groups_give_the_width_of_the_sample_bootstrap():
     logits, labels = draw(np.random.default_rng(7), 20000, 3)
     low, high = fit_temperature(logits, labels).interval
     each = fit_temperature(logits, labels, groups=torch.arange(20000), num_resamples=400).interval

@@ -58,7 +58,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def write_fashion(folder: Path, per_class: int = PER_CLASS) -> Path:
-    """Writes the four files, with a bright rectangle of its own for every picture."""
+    """Write the four Fashion-MNIST files, each picture with another bright rectangle."""
     rng = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     for part in ('train', 't10k'):

@@ -1,4 +1,4 @@
-"""The evaluator: against plain loops in float64, in one process and in two, in a real run."""
+"""DetectionCalibration against plain float64 loops, in one and two processes, and in a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Box = tuple[float, float, float, float]
 
 
 def annotation_file(path: Path, annotations: list[dict], num_images: int) -> str:
-    """Writes a COCO file; ``annotations`` have image_id, label, bbox (x, y, w, h), iscrowd."""
+    """Write a COCO file of annotations with image_id, label, bbox (x, y, w, h) and iscrowd."""
     content = dict(
         images=[dict(id=i, file_name=f'{i}.jpg', width=64, height=64) for i in range(num_images)],
         categories=[dict(id=i, name=name) for i, name in zip(CATEGORY_IDS, CLASSES)],
@@ -58,7 +58,7 @@ def annotation_file(path: Path, annotations: list[dict], num_images: int) -> str
 
 
 def random_case(seed: int) -> tuple[list[dict], list[ImageDetections]]:
-    """Ground truth and detections near it; half the cases on a grid, for ties and exact IoUs."""
+    """Draw ground truth and detections near it, half of them on a grid for ties and exact IoUs."""
     rng = random.Random(seed)
     grid = seed % 2 == 0
     annotations, images = [], []
@@ -103,7 +103,7 @@ def plain_iou(detection: Box, truth: Box, crowd: bool) -> float:
 def plain_matching(
     annotations: list[dict], images: list[ImageDetections], iou_thr: float
 ) -> list[tuple[float, int, float]]:
-    """(score, label, IoU or 0) of every detection that counts, one plain loop in another."""
+    """Match detections by plain loops and return score, label and IoU or 0 of each that counts."""
     found = []
     for image in images:
         for label in range(len(CLASSES)):
@@ -136,7 +136,7 @@ def plain_matching(
 
 
 def plain_ece(pairs: list[tuple[float, float]], num_bins: int) -> tuple[float, float]:
-    """The over- and the under-confident part, for (confidence, target) pairs."""
+    """Return the over- and the under-confident part of the ECE of (confidence, target) pairs."""
     bins = defaultdict(list)
     for confidence, target in pairs:
         index = next(k for k in range(num_bins) if confidence <= (k + 1) / num_bins)
@@ -151,7 +151,7 @@ def plain_ece(pairs: list[tuple[float, float]], num_bins: int) -> tuple[float, f
 
 
 def plain_laece(found: list[tuple[float, int, float]], num_bins: int) -> float:
-    """LaECE with precision and mean IoU of true positives computed apart, as it is defined."""
+    """Compute the LaECE by its definition, with precision and mean IoU of true positives apart."""
     per_class = []
     for label in range(len(CLASSES)):
         members = [(s, iou) for s, other, iou in found if other == label]
@@ -205,7 +205,7 @@ def evaluate(metric: DetectionCalibration, images: list[ImageDetections]) -> dic
 def detections(
     boxes: list[Box], scores: list[float], labels: list[int], image_id: int = 0
 ) -> ImageDetections:
-    """Boxes given as x, y, w, h."""
+    """Return detections with boxes given as x, y, w, h."""
     corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
     return ImageDetections(
         image_id,
@@ -217,7 +217,7 @@ def detections(
 
 @pytest.fixture
 def two_objects(tmp_path: Path) -> str:
-    """A file with one image, a cat and a dog."""
+    """Annotation file with one image, a cat and a dog."""
     annotations = [
         dict(image_id=0, label=0, bbox=[0, 0, 10, 10]),
         dict(image_id=0, label=1, bbox=[20, 20, 10, 20]),
@@ -475,7 +475,7 @@ def _evaluate_as_rank(rank: int, world_size: int, folder: str) -> None:
 
 
 def many_case() -> tuple[list[dict], list[ImageDetections]]:
-    """Seven images, of cases that are not on a grid."""
+    """Return seven images of cases that are not on a grid."""
     annotations, images = [], []
     for seed in range(1, 99, 2):
         case_annotations, case_images = random_case(seed)

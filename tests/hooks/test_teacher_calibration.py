@@ -19,7 +19,7 @@ from calkd_det.taps import ClassifierSamples
 
 
 class Runner(SimpleNamespace):
-    """As much of mmengine's as the hook uses."""
+    """The parts of mmengine's Runner that the hook uses."""
 
     def __init__(self, model: nn.Module, epoch_length: int) -> None:
         super().__init__(

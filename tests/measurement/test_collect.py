@@ -1,4 +1,4 @@
-"""Samples of tiny detectors over the mini data, against hand-written loops."""
+"""Samples of small detectors on the mini data, against hand-written loops."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ def assert_same(
 
 @torch.no_grad()
 def by_hand(detector: nn.Module, dataset: Any, seed: int) -> dict[str, Tensor]:
-    """Image by image: mmdet's own loss, and plain hooks on what its classifier is given."""
+    """Record the inputs of mmdet's classification loss by plain hooks, image by image."""
     seen: dict[str, list[Tensor]] = {'logits': [], 'labels': []}
     roi_head = detector.roi_head
 
-    def see_targets(module: nn.Module, args: tuple) -> None:
+    def record_targets(module: nn.Module, args: tuple) -> None:
         seen['logits'].append(args[0])
         seen['labels'].append(args[1])
 
-    hook = roi_head.bbox_head.loss_cls.register_forward_pre_hook(see_targets)
+    hook = roi_head.bbox_head.loss_cls.register_forward_pre_hook(record_targets)
     sample = roi_head.bbox_sampler.sample
     for index in range(len(dataset)):
         batch = detector.data_preprocessor(pseudo_collate([dataset[index]]), False)

@@ -1,4 +1,4 @@
-# What the three studies on Fashion-on-photographs share: data, start, student, teachers, files.
+# Data, initial weights, student and teachers of the three studies on Fashion-on-photographs.
 config_path = __import__('calkd_det').config_path
 digits, start = 'data/study-digits', 'work_dirs/study/start'
 
@@ -51,7 +51,7 @@ PIPELINE = 'train_dataloader.dataset.pipeline'
 
 options = {
     'calibrated': lasting(8),
-    # It learns its few images by heart: nearly as sure on others, and more often wrong.
+    # It overfits its few images, so it is over-confident on others.
     'over-confident': lasting(40, 400, **{PIPELINE: as_it_is}),
     'short': lasting(3),
     'few images': lasting(16, 800),

@@ -1,4 +1,4 @@
-# Fashion-on-photographs, 96 pixels a side, and a training from scratch on one core.
+# Fashion-on-photographs of 96 x 96 pixels, and a training from scratch on one core.
 _base_ = '../../_base_/mini.py'
 
 data_root = 'data/study-fashion/'
@@ -22,7 +22,7 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-# One thread a run: loading in the training's own process costs less than another process.
+# One thread a run, so loading in the training process is cheaper than in a worker.
 train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
@@ -48,7 +48,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[6, 7], gamma=0.1),
 ]
-# From scratch in so few steps it learns faster than SGD.
+# From scratch, AdamW learns faster than SGD in so few steps.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.05),
 )

@@ -1,5 +1,5 @@
-# What all students start from, in the place of ImageNet's weights: a detector of the student's size,
-# trained on digits on the same photographs.
+# The initial weights of all students, instead of ImageNet's: a detector of the student's size that
+# was trained on digits on the same photographs.
 _base_ = './small.py'
 
 data_root = 'data/study-digits/'

@@ -1,7 +1,7 @@
 _base_ = './small.py'
 
-# Backbone, neck and RPN start from detectors/start.py's; the RoI head, which distillation teaches,
-# from random weights. The study sets the teacher.
+# Backbone, neck and RPN start from the weights of detectors/start.py, the RoI head from random
+# weights. The study sets the teacher.
 start = 'work_dirs/study/start/epoch_8.pth'
 model = dict(
     type='CalKDFasterRCNN',

@@ -1,6 +1,6 @@
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', './fashion.py']
 
-# mmdet's Faster R-CNN with its sizes turned down; trained from scratch, so BatchNorm learns.
+# A small version of mmdet's Faster R-CNN; trained from scratch, so BatchNorm is not frozen.
 model = dict(
     backbone=dict(depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),
     neck=dict(in_channels=[16, 32, 64, 128], out_channels=32, num_outs=4),
