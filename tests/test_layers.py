@@ -22,8 +22,8 @@ BELOW = {
     'evaluation': {'calibration', 'taps'},
     'teachers': {'calibration', 'taps'},
     'measurement': {'teachers', 'calibration', 'taps'},
-    'detectors': {'teachers', 'calibration', 'taps'},
-    'hooks': {'detectors', 'teachers', 'calibration', 'taps'},
+    'detectors': {'losses', 'teachers', 'calibration', 'taps'},
+    'hooks': {'detectors', 'losses', 'teachers', 'calibration', 'taps'},
 }
 BELOW['commands'] = {*BELOW, 'calkd_det'}
 
