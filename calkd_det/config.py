@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import Registry
 
 from calkd_det.errors import CalKDError, ConfigError, did_you_mean
@@ -39,6 +41,43 @@ def config_path(name: str) -> str:
         known = [str(p.relative_to(root).as_posix()) for p in root.rglob('*.py')]
         raise ConfigError(f"CalKD-Det has no config '{name}': {did_you_mean(name, known)}")
     return str(path)
+
+
+def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config.
+
+    Args:
+        name: A path, or ``mmdet::FAMILY/NAME.py``.
+        options: Values to change, by their dotted keys.
+
+    Raises:
+        ConfigError: It cannot be read, or an option does not fit it.
+    """
+    try:
+        cfg = get_config(name) if '::' in str(name) else Config.fromfile(name)
+    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
+    except Exception as error:
+        raise ConfigError(f"cannot read '{name}' ({type(error).__name__}: {error})") from error
+    merge_options(cfg, options or {}, f"of '{name}'")
+    return cfg
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any], what: str) -> None:
+    """Change a config by dotted keys.
+
+    Args:
+        cfg: Is changed.
+        options: Values by their keys.
+        what: What the message calls the config, such as ``of 'NAME'``.
+
+    Raises:
+        ConfigError: An option does not fit the config.
+    """
+    try:
+        cfg.merge_from_dict(copy.deepcopy(dict(options)))
+    # A list index out of range, a key below what is no dict: mmengine has no error of its own.
+    except Exception as error:
+        raise ConfigError(f'cfg_options {what}: {type(error).__name__}: {error}') from error
 
 
 def check_number(value: Any, key: str, *, minimum_open: bool = True, hint: str = '') -> float:

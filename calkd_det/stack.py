@@ -1,8 +1,9 @@
-"""Checks that the OpenMMLab stack is there, before anything else is imported."""
+"""The stack that CalKD-Det stands on: check it before anything else is imported, list versions."""
 
 from __future__ import annotations
 
 import importlib
+import platform
 
 # Not in install_requires: the maintained forks install the same modules under other
 # distribution names, and pip would lay one stack over the other.
@@ -31,3 +32,10 @@ def check_stack() -> None:
 
     if not hasattr(torch, 'compiler'):
         raise ImportError(f'CalKD-Det needs torch >= 2.1, but this is {torch.__version__}')
+
+
+def installed_versions() -> dict[str, str]:
+    """List the versions that a result depends on, by the name of the package, and Python's."""
+    names = ('calkd_det', 'torch', 'mmdet', 'mmengine', 'mmcv', 'numpy', 'scipy')
+    versions = {name: importlib.import_module(name).__version__ for name in names}
+    return {**versions, 'python': platform.python_version()}

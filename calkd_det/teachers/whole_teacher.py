@@ -9,7 +9,7 @@ from torch import nn
 
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.frozen_teacher import FrozenTeacher, build_detector
-from calkd_det.teachers.source import read_source
+from calkd_det.teachers.source import TeacherSource, read_source
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,15 @@ class WholeTeacher:
 
 def build_whole_teacher(teacher: FrozenTeacher) -> WholeTeacher:
     """Builds a teacher that :meth:`FrozenTeacher.build` has built, with all of its parts."""
-    source = read_source(teacher.config, teacher.checkpoint)
+    return build_from_source(read_source(teacher.config, teacher.checkpoint))
+
+
+def build_from_source(source: TeacherSource) -> WholeTeacher:
+    """Build a detector from its config, and fill it with its weights.
+
+    Raises:
+        TeacherError: mmdet cannot build it, or the weights do not fit.
+    """
     detector = revert_sync_batchnorm(build_detector(source)).eval()
     classes = load_weights(detector, source.checkpoint) or source.classes
     return WholeTeacher(detector, source.checkpoint, classes)
