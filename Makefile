@@ -21,11 +21,11 @@ help:
 	@echo 'make clean  remove the environment and all that was trained'
 
 demo: $(READY)
-	$(VENV)/bin/python tools/demo.py
+	$(VENV)/bin/calkd demo
 
 study-smoke: $(READY)
-	$(VENV)/bin/python tools/study.py configs/studies/smoke.py
-	$(VENV)/bin/python tools/study.py configs/studies/smoke.py --report
+	$(VENV)/bin/calkd study configs/studies/smoke.py
+	$(VENV)/bin/calkd study configs/studies/smoke.py --report
 
 test: lint $(ORACLES)/.ready
 	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile

@@ -51,14 +51,15 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     python_requires='>=3.9',
-    packages=find_packages(include=['calkd_det', 'calkd_det.*']),
+    packages=find_packages(include=['calkd_cli', 'calkd_cli.*', 'calkd_det', 'calkd_det.*']),
+    entry_points={'console_scripts': ['calkd = calkd_cli:main']},
     cmdclass={'build_py': BuildWithMim},
     # torch, mmengine, mmcv and mmdet are checked at import instead: they also come under
     # other distribution names, and pip would install one stack over the other.
-    install_requires=[],
+    install_requires=['rich-argparse'],
     extras_require={
         'mmdet': ['torch>=2.1', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
-        'mini-data': ['scikit-learn', 'tqdm', 'matplotlib'],
+        'mini-data': ['scikit-learn'],
         'tests': ['pytest', 'pytest-xdist', 'hypothesis', 'torchmetrics', 'build', 'ruff'],
         'docs': ['mkdocs'],
     },

@@ -15,7 +15,7 @@ import helpers  # noqa: E402
 from cases import Case  # noqa: E402
 from torch import nn  # noqa: E402
 
-from calkd_det.commands.demo.blocks import fill_blocks  # noqa: E402
+from calkd_det.commands.pages import fill_blocks  # noqa: E402
 from calkd_det.taps import find_tap  # noqa: E402
 from calkd_det.taps.refused import REFUSED  # noqa: E402
 

@@ -34,7 +34,7 @@ def test_a_wheel_made_from_the_source_distribution_has_everything(tmp_path: Path
     run(sys.executable, '-m', 'build', '--no-isolation', '-o', str(tmp_path), cwd=ROOT)
     (wheel,) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert tracked('calkd_det/**/*.py') <= names
+    assert tracked('calkd_det/**/*.py', 'calkd_cli/**/*.py') <= names
     mim = tracked('configs/**/*.py', 'configs/**/*.yml', 'tools/*.py', 'model-index.yml')
     assert len(mim) > 15
     assert {f'calkd_det/.mim/{name}' for name in mim} <= names
@@ -52,6 +52,8 @@ def test_a_wheel_made_from_the_source_distribution_has_everything(tmp_path: Path
         f'assert pathlib.Path(path).is_relative_to({str(target)!r}), path; '
         'from mmengine.config import Config; Config.fromfile(path)'
     )
+    script = (target / 'bin' / 'calkd').read_text('utf-8')
+    assert 'from calkd_cli import main' in script
     run(sys.executable, '-c', f'import sys; sys.path.insert(0, {str(target)!r}); {code}', cwd='/')
 
 

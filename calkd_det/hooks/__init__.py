@@ -1,5 +1,6 @@
 """Hooks for mmengine's Runner."""
 
+from calkd_det.hooks.run_fingerprint import RunFingerprintHook
 from calkd_det.hooks.teacher_calibration import TeacherCalibrationHook
 
-__all__ = ['TeacherCalibrationHook']
+__all__ = ['RunFingerprintHook', 'TeacherCalibrationHook']

@@ -1,5 +1,7 @@
 """Distillation losses: pure functions and a registered module around each."""
 
+# A loss of a plain detector: registered here, and no part of distillation.
+from calkd_det.losses import smoothed_cross_entropy_loss  # noqa: F401
 from calkd_det.losses.base import DistillationLoss, call_loss
 from calkd_det.losses.binary_kd_loss import BinaryKDLoss, binary_kd_loss
 from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss

@@ -149,6 +149,29 @@ def is_coco_file(path: Path) -> bool:
     return True
 
 
+def annotation_file(cfg: Config, split: str) -> tuple[Path, Path]:
+    """Return the annotation file and the image folder of a split's first data set.
+
+    Raises:
+        ConfigError: The config names no annotation file for it.
+    """
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+    for leaf in leaf_datasets(dataset):
+        if leaf.get('ann_file'):
+            root = Path(leaf.get('data_root') or '')
+            prefix = (leaf.get('data_prefix') or {}).get('img') or ''
+            return root / leaf['ann_file'], root / prefix
+    raise ConfigError(f'{split}_dataloader of the config names no annotation file')
+
+
+def train_subset(cfg: Config) -> int | None:
+    """Return how many of the first images a config trains on, where ``indices`` says so."""
+    for leaf in leaf_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+        indices = leaf.get('indices')
+        return indices if isinstance(indices, int) and indices > 0 else None
+    return None
+
+
 def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
     """Says where held-out images are those that a config trains on or judges by.
 

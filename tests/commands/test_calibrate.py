@@ -287,9 +287,11 @@ def rewrite(change: Callable[[Config], None]) -> None:
             lambda: helpers.save_teacher(Path('teacher.pth'), helpers.detector_config()),
             "'teacher.pth' does not fit CONFIG; 4 weights of another shape",
         ),
-        (lambda: Path('teacher.py').unlink(), "cannot read 'teacher.py'"),
         (lambda: rewrite(lambda cfg: cfg.pop('model')), "has no 'model'"),
-        (lambda: rewrite(lambda cfg: cfg.model.update(type='Faster')), 'cannot build the detector'),
+        (
+            lambda: rewrite(lambda cfg: cfg.model.update(type='Faster')),
+            'CONFIG: mmdet cannot build this detector',
+        ),
         (
             lambda: rewrite(
                 lambda cfg: cfg.model.roi_head.bbox_head.loss_cls.update(use_sigmoid=True)
@@ -317,7 +319,6 @@ def test_mistakes_are_one_sentence(
     ('arguments', 'message'),
     [
         (['--images=data/mini/val'], "12 of 12 images of .* are not in 'data/mini/val'"),
-        (['--device=quantum'], '--device quantum: '),
         (['--out=teacher.py'], 'File exists'),
     ],
 )
@@ -337,7 +338,7 @@ def expect_error(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert tool.main(list(arguments)) == 2
+    assert tool.main(list(arguments)) == 1
     lines = capsys.readouterr().err.strip().split('\n')
     assert re.search(message, lines[-1]), lines
     assert lines[-1].startswith('error: ')

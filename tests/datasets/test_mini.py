@@ -415,7 +415,7 @@ def test_the_tool_prints_a_table(tool, built, capsys):
 
 
 def test_the_tool_says_an_error_in_one_line(tool, built, capsys):
-    assert tool.main([str(built.root), '--seed', '5']) == 2
+    assert tool.main([str(built.root), '--seed', '5']) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ')
     assert captured.err.count('\n') == 1

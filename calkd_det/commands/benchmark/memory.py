@@ -7,21 +7,31 @@ import resource
 from pathlib import Path
 
 import torch
+from mmdet.utils import register_all_modules
+from mmengine.logging import MMLogger
 
 from calkd_det.commands.benchmark.subject import Subject
-from calkd_det.commands.benchmark.ways import Way
+from calkd_det.commands.benchmark.ways import WAYS
 
 STEPS = 3
 
 
-def peak_bytes(subject: Subject, way: Way, amp: bool) -> int:
-    """Runs a few steps and gives the most memory that was in use.
+def peak_bytes(subject: Subject, way: str, amp: bool, threads: int) -> int:
+    """Run a few steps and return the most memory that was in use, in bytes.
 
     On a GPU that is what torch's allocator held. On a CPU it is the resident set of the whole
-    process, imports included, so that it means something only in a process that does nothing
-    else.
+    process, imports included: it means something only in a process that does nothing else.
+
+    Args:
+        subject: What is trained.
+        way: The name of the way to make a step.
+        amp: Whether to use autocast.
+        threads: torch's.
     """
-    step = way.prepare(subject, amp)
+    torch.set_num_threads(threads)
+    register_all_modules()
+    MMLogger.get_instance('benchmark', log_level='ERROR')
+    step = WAYS[way].prepare(subject, amp)
     for _ in range(STEPS):
         torch.manual_seed(0)
         step()

@@ -107,6 +107,8 @@ def check_config(cfg: Config) -> None:
             f'model.type is {model.get("type")!r}: the benchmark needs a config that distils, with '
             "model.type='CalKD...', model.teacher and model.distillation"
         )
+    if 'optim_wrapper' not in cfg:
+        raise ConfigError('the config has no optim_wrapper: the benchmark times whole steps')
 
 
 def plain_model(cfg: Config) -> ConfigDict:

@@ -121,5 +121,6 @@ def limit_of(result: dict[str, Any]) -> float:
 
 
 def _short(value: str) -> str:
-    """``x101`` of ``faster-rcnn_x101-64x4d_fpn_1x_coco``."""
-    return value if value.isdecimal() else value.split('_')[1].split('-')[0]
+    """Return ``x101`` for ``faster-rcnn_x101-64x4d_fpn_1x_coco``, else all."""
+    parts = value.split('_')
+    return parts[1].split('-')[0] if len(parts) > 1 else value

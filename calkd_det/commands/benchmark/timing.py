@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Callable
 
 import torch
+from tqdm import tqdm
 
 
 def alternate(
@@ -31,7 +32,7 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, float | None] = {}
     names = list(steps)
-    for index in range(-warm_up, rounds):
+    for index in tqdm(range(-warm_up, rounds), desc='rounds', leave=False, disable=None):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             torch.manual_seed(0)  # the same RoIs for all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 import torch
@@ -17,27 +17,17 @@ from calkd_det.detectors.distillation import build_losses
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers.folding import fold_batchnorm
 
-# Gives one step to be timed; the step gives the loss of distillation, None where there is none.
+# From a subject, and whether to use autocast, to one step, which returns its loss of distillation
+# or None.
 Prepare = Callable[[Subject, bool], Callable[[], 'float | None']]
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to make a step.
-
-    Attributes:
-        name: For the table.
-        about: What it does, in a few words.
-        prepare: From the subject, and whether to use autocast, to one step.
-        exact: Whether its loss has to be that of the default.
-        options: Keys of ``model.teacher`` that make it.
-    """
+    """A way to make a step: its name in the table, and what prepares a step of a subject."""
 
     name: str
-    about: str
     prepare: Prepare
-    exact: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def train_step(
@@ -241,31 +231,17 @@ def _first(group: ClassifierSamples, count: int) -> ClassifierSamples:
     return replace(group, **{name: getattr(group, name)[:count] for name in columns})
 
 
-STUDENT = Way('student alone', "mmdet's own training step", student_alone)
-TEACHER = Way('teacher alone', 'features and classifier, no gradients', teacher_alone)
-DEFAULT = Way('CalKD', 'this project, default options', calkd(), exact=True)
-KD_PART = Way('KD part', 'what is neither network', kd_part)
-REFERENCES = (
-    Way('whole loss mode', "the teacher computes its own losses, MMRazor's way", whole_loss_mode),
-    Way('second forward', "the student's head runs twice, mdistiller's way", second_forward),
-)
-
-
-def _option(name: str, about: str, exact: bool = False, **options: Any) -> Way:
-    return Way(f'CalKD, {name}', about, calkd(**options), exact, options)
-
-
-OPTIONS = (
-    _option('channels_last', 'memory format', exact=True, channels_last=True),
-    Way('CalKD, compiled', 'torch.compile of the teacher', compiled_teacher, exact=True),
-    _option('bfloat16', 'teacher in bfloat16', precision='bfloat16'),
-    _option(
-        'bfloat16, channels_last',
-        'both',
-        precision='bfloat16',
-        channels_last=True,
-    ),
-    _option('half the RoIs', 'roi_fraction=0.5', roi_fraction=0.5),
-    _option('a quarter of the RoIs', 'roi_fraction=0.25', roi_fraction=0.25),
-)
-WAYS = {way.name: way for way in (STUDENT, TEACHER, DEFAULT, *REFERENCES, *OPTIONS, KD_PART)}
+STUDENT = Way('student alone', student_alone)
+TEACHER = Way('teacher alone', teacher_alone)
+DEFAULT = Way('CalKD', calkd())
+KD_PART = Way('KD part', kd_part)
+COMPARED = {
+    way.name: way
+    for way in (
+        Way('whole loss mode', whole_loss_mode),
+        Way('second forward', second_forward),
+        Way('CalKD, compiled', compiled_teacher),
+        Way('CalKD, bfloat16', calkd(precision='bfloat16')),
+    )
+}
+WAYS = {**{way.name: way for way in (STUDENT, TEACHER, DEFAULT, KD_PART)}, **COMPARED}

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping
 
-import mmcv
-import mmdet
-import mmengine
-import numpy
 import torch
 from mmcv.ops import get_compiling_cuda_version
 
 from calkd_det.commands.doctor.finding import Finding
 from calkd_det.commands.doctor.tested_versions import TESTED_VERSIONS
-from calkd_det.version import __version__
+from calkd_det.stack import installed_versions
 
-
-def installed_versions() -> dict[str, str]:
-    """Versions by the names of :data:`TESTED_VERSIONS`."""
-    return {
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'mmengine': mmengine.__version__,
-        'mmcv': mmcv.__version__,
-        'mmdet': mmdet.__version__,
-        'numpy': numpy.__version__,
-    }
+__all__ = ['check_device', 'check_versions', 'installed_versions']
 
 
 def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:
     """Compares versions with those tested together; a build tag such as ``+cpu`` is no matter."""
     names = ', '.join(f'{name} {version}' for name, version in installed.items())
-    yield Finding('ok', 'versions', f'calkd_det {__version__}, {names}')
+    yield Finding('ok', 'versions', names)
     other = [
         f'{name} {version} (tested: {TESTED_VERSIONS[name]})'
         for name, version in installed.items()
-        if not f'{version.split("+")[0]}.'.startswith(f'{TESTED_VERSIONS[name]}.')
+        if name in TESTED_VERSIONS
+        and not f'{version.split("+")[0]}.'.startswith(f'{TESTED_VERSIONS[name]}.')
     ]
     if other:
         yield Finding('warning', 'versions', f'not those tested together: {", ".join(other)}')

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calkd_det.errors import ConfigError
+from calkd_det.measurement.json_file import sync_folder
 
 SCHEMA_VERSION = 1
 Row = dict[str, Any]
@@ -59,29 +60,8 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
         file.write(line.encode() + b'\n')
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all, and has it on disk when it returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    with partial.open('w', encoding='utf-8') as file:
-        json.dump(content, file, indent=2, allow_nan=False, ensure_ascii=False)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
-
-
-def read_json(path: Path) -> Any:
-    """Reads a file of :func:`write_json`; None if it is not there or damaged."""
-    try:
-        return json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):
-        return None
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
@@ -119,12 +99,3 @@ def _locked(path: Path) -> Iterator[Any]:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         yield file
-
-
-def _sync_folder(folder: Path) -> None:
-    # Else a new name may be lost with the power although the file's content is on disk.
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hub import get_config
 
 from calkd_det.commands.study.settings import Cell, Detector, Study
+from calkd_det.config import merge_options, read_config
 from calkd_det.datasets.mini import GENERATOR_VERSION
 from calkd_det.errors import ConfigError
-from calkd_det.measurement.held_out import leaf_datasets
 
 HASH_LENGTH = 12
 HOOK = dict(type='RunFingerprintHook')
-HOOK_MODULE = 'calkd_det.commands.study.fingerprint'
 
 
 @dataclass(frozen=True)
@@ -146,29 +144,6 @@ def student_config(
     return cfg
 
 
-def annotation_file(cfg: Config, split: str) -> tuple[Path, Path]:
-    """The annotation file and the folder of the images of a config's first data set of a split.
-
-    Raises:
-        ConfigError: The config names no annotation file for it.
-    """
-    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-    for leaf in leaf_datasets(dataset):
-        if leaf.get('ann_file'):
-            root = Path(leaf.get('data_root') or '')
-            prefix = (leaf.get('data_prefix') or {}).get('img') or ''
-            return root / leaf['ann_file'], root / prefix
-    raise ConfigError(f'{split}_dataloader of the config names no annotation file')
-
-
-def train_subset(cfg: Config) -> int | None:
-    """How many of the first images a config trains on, where it says so by ``indices``."""
-    for leaf in leaf_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
-        indices = leaf.get('indices')
-        return indices if isinstance(indices, int) and indices > 0 else None
-    return None
-
-
 def _teacher_run(study: Study, name: str) -> Run:
     teacher = study.teachers[name]
     content = teacher_config(study, teacher).to_dict()
@@ -210,37 +185,20 @@ def _student_run(study: Study, cell: Cell, seed: int, teacher: Run | None) -> Ru
 
 def _prepared(study: Study, detector: Detector, seed: int) -> Config:
     cfg = copy.deepcopy(_read(detector.config))
+    merge_options(cfg, detector.cfg_options, f'of {detector.name!r}')
     if 'model' not in cfg:
         raise ConfigError(f"'{detector.config}' of {detector.name!r} has no 'model'")
-    try:
-        cfg.merge_from_dict(copy.deepcopy(detector.cfg_options))
-    # A list index out of range, a key below what is no dict: mmengine has no error of its own.
-    except Exception as error:
-        raise ConfigError(
-            f'cfg_options of {detector.name!r}: {type(error).__name__}: {error}'
-        ) from error
     cfg.randomness = dict(seed=seed, deterministic=study.deterministic)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(HOOK)]
     imports = dict(cfg.get('custom_imports') or {})
-    names = [name for name in imports.get('imports', ()) if name not in ('calkd_det', HOOK_MODULE)]
-    cfg.custom_imports = dict(
-        imports=[*names, 'calkd_det', HOOK_MODULE], allow_failed_imports=False
-    )
+    names = [name for name in imports.get('imports', ()) if name != 'calkd_det']
+    cfg.custom_imports = dict(imports=[*names, 'calkd_det'], allow_failed_imports=False)
     if not study.resume:
         # One checkpoint, the last: nothing else of a run is kept.
         hooks = cfg.setdefault('default_hooks', {})
         checkpoint = dict(type='CheckpointHook', interval=-1, save_last=True)
         hooks['checkpoint'] = {**(hooks.get('checkpoint') or {}), **checkpoint}
     return cfg
-
-
-@cache
-def _read(name: str) -> Config:
-    try:
-        return get_config(name) if '::' in name else Config.fromfile(name)
-    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
-    except Exception as error:
-        raise ConfigError(f"cannot read '{name}' ({type(error).__name__}: {error})") from error
 
 
 def _identity(study: Study) -> dict[str, Any]:
@@ -253,7 +211,13 @@ def _identity(study: Study) -> dict[str, Any]:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
+    content = copy.deepcopy(dict(content))
+    # Rows were written when the hook had to be imported by its module, which lay elsewhere, as
+    # did this one: neither move must redo a run.
+    content['config']['custom_imports']['imports'].append('calkd_det.study.fingerprint')
     text = json.dumps(content, sort_keys=True, default=str)
-    # Where these modules lay when the first rows were written: a move must not redo a run.
     text = text.replace('calkd_det.commands.study', 'calkd_det.study')
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+_read = cache(read_config)

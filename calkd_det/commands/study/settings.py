@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
-from mmengine.config import Config
-
-from calkd_det.config import check_keys, check_number
+from calkd_det.config import check_keys, check_number, read_config
 from calkd_det.errors import ConfigError, did_you_mean
 
 FITTED = 'fitted'
@@ -114,6 +112,7 @@ class Study:
         target: the difference in points that should be told from zero.
         deterministic: of mmengine's ``randomness``.
         resume: go on with an interrupted training from its last checkpoint; else start it over.
+        keep_weights: keep the weights of finished students.
         gpus_per_run: more than one: each training is started by torchrun on so many.
         measured_images: at most so many images measure a teacher's calibration; None: all.
         work_dir: folder of the runs.
@@ -136,6 +135,7 @@ class Study:
     target: float
     deterministic: bool
     resume: bool
+    keep_weights: bool
     gpus_per_run: int
     measured_images: int | None
     work_dir: Path
@@ -164,6 +164,7 @@ _DEFAULTS = dict(
     target=0.5,
     deterministic=True,
     resume=False,
+    keep_weights=False,
     gpus_per_run=1,
     measured_images=None,
     work_dir='work_dirs/study',
@@ -173,17 +174,17 @@ _DEFAULTS = dict(
 )
 
 
-def read_study(path: str | Path) -> Study:
-    """Reads a study config: a Python config file with ``study = dict(...)``.
+def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> Study:
+    """Read a study config: a Python config file with ``study = dict(...)``.
+
+    Args:
+        path: The file.
+        options: Values to change, by their dotted keys.
 
     Raises:
         ConfigError: The file cannot be read, or a key is unknown, missing or wrong.
     """
-    try:
-        cfg = Config.fromfile(path)
-    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
-    except Exception as error:
-        raise ConfigError(f"cannot read '{path}' ({type(error).__name__}: {error})") from error
+    cfg = read_config(path, options)
     if 'study' not in cfg:
         raise ConfigError(f"'{path}' has no 'study': write study = dict(name=..., data=..., ...)")
     return parse_study(cfg.study.to_dict())
@@ -240,6 +241,7 @@ def parse_study(content: Mapping[str, Any]) -> Study:
         target=check_number(values['target'], 'study.target'),
         deterministic=_flag(values, 'deterministic'),
         resume=_flag(values, 'resume'),
+        keep_weights=_flag(values, 'keep_weights'),
         gpus_per_run=_whole(values['gpus_per_run'], 'study.gpus_per_run', 1),
         measured_images=None
         if values['measured_images'] is None

@@ -34,6 +34,7 @@ def smoothing(value):
     loss = dict(type='SmoothedCrossEntropyLoss', smoothing=value, loss_weight=1.0)
     return {
         'model.roi_head.bbox_head.loss_cls': dict(_delete_=True, **loss),
+        # Not needed, but in the hashes of the rows of docs/evidence.
         'custom_imports.imports': ['calkd_det', 'calkd_det.commands.study'],
     }
 

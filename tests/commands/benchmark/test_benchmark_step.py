@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import helpers
 import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
 
+from calkd_cli import main
 from calkd_det import config_path
+from calkd_det.commands.benchmark import run
 from calkd_det.commands.benchmark.growth import growth_points
-from calkd_det.commands.benchmark.subject import Subject, noise_batch, write_random_teacher
-from calkd_det.commands.benchmark.tables import growth_table, limit_of, step_table
+from calkd_det.commands.benchmark.subject import (
+    Subject,
+    check_config,
+    noise_batch,
+    write_random_teacher,
+)
+from calkd_det.commands.benchmark.tables import growth_plot, growth_table, limit_of, step_table
 from calkd_det.commands.benchmark.timing import alternate, spread
-from calkd_det.commands.benchmark.ways import DEFAULT, KD_PART, OPTIONS, STUDENT, TEACHER, WAYS, Way
+from calkd_det.commands.benchmark.ways import DEFAULT, KD_PART, STUDENT, TEACHER, WAYS, Way
 from calkd_det.errors import ConfigError
 
 CONFIG = config_path('mini/calkd_faster-rcnn_r18-teacher-student_fpn_12e_mini.py')
-TOOL = Path(__file__).resolve().parents[3] / 'tools' / 'benchmark_step.py'
 COMPILED = 'CalKD, compiled'
 
 
@@ -47,13 +52,8 @@ def test_every_way_runs_and_tells_its_loss(subject: Subject, name: str) -> None:
         assert loss > 0
 
 
-def test_exact_ways_give_the_loss_of_the_default(subject: Subject) -> None:
-    losses = {}
-    for way in (DEFAULT, KD_PART, *(way for way in OPTIONS if way.exact and way.options)):
-        losses[way.name] = seeded(way, subject)
-    assert len(losses) == 3
-    for loss in losses.values():
-        assert loss == pytest.approx(losses[DEFAULT.name], rel=1e-5)
+def test_the_part_that_is_neither_network_gives_the_loss_of_the_step(subject: Subject) -> None:
+    assert seeded(KD_PART, subject) == pytest.approx(seeded(DEFAULT, subject), rel=1e-5)
 
 
 def test_the_second_forward_compares_the_same_rois(subject: Subject) -> None:
@@ -124,15 +124,15 @@ def result(**seconds: float) -> dict:
 def test_the_tables_figures() -> None:
     measured = result(student=3.0, teacher=1.0, calkd=4.2, kd=0.02)
     measured['seconds']['whole loss mode'] = [6.3]
-    measured['seconds']['CalKD, channels_last'] = [4.0]
-    measured['losses']['CalKD, channels_last'] = 2.00002
+    measured['seconds']['CalKD, bfloat16'] = [4.0]
+    measured['losses']['CalKD, bfloat16'] = 2.00002
     measured['teacher_bytes'] = 2**29
     measured['peak_bytes'] = {STUDENT.name: 2**30, DEFAULT.name: 2**30 + 2**29 + 2**27}
     assert limit_of(measured) == 4.0
     table = step_table([measured])
     assert '| a-b | CalKD | 1.050 | 1.050, 1.050 | 1.00 |  | 1.62 GiB | +8.3 % |' in table
     assert '| whole loss mode | 1.575 | 1.575, 1.575 | 1.50 |' in table
-    assert '| CalKD, channels_last | 1.000 | 1.000, 1.000 | 0.95 | 1e-05 |' in table
+    assert '| CalKD, bfloat16 | 1.000 | 1.000, 1.000 | 0.95 | 1e-05 |' in table
     assert '| KD part | 0.0050 |' in table
 
 
@@ -163,26 +163,25 @@ def test_what_grows(subject: Subject, tmp_path: Path) -> None:
 def test_the_tool_writes_both_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = helpers.load_tool('benchmark_step')
     axes = ['classes', 'images']
     monkeypatch.setattr(
-        tool, 'growth_points', lambda *args: (p for p in growth_points(*args) if p.axis in axes)
+        run, 'growth_points', lambda *args: (p for p in growth_points(*args) if p.axis in axes)
     )
     common = [
         *(CONFIG, '--image-size', '64', '64', '--rounds', '1', '--warm-up', '0'),
         *('--threads', '1', '--out', str(tmp_path)),
     ]
-    assert tool.main([*common, '--ways', 'CalKD, channels_last', '--images', '2']) == 0
+    assert main(['benchmark', *common, '--ways', 'CalKD, bfloat16', '--images', '2']) == 0
     written = json.loads((tmp_path / 'step.json').read_text('utf-8'))
     (measured,) = written['results']
     assert measured['pair'] == 'r18-teacher-student'
-    assert set(measured['peak_bytes']) == {STUDENT.name, DEFAULT.name, 'CalKD, channels_last'}
+    assert set(measured['peak_bytes']) == {STUDENT.name, DEFAULT.name, 'CalKD, bfloat16'}
     assert all(value > 2**26 for value in measured['peak_bytes'].values())
     assert step_table([measured]) in (tmp_path / 'step.md').read_text('utf-8')
     assert '--image-size 64 64' in written['about']['command']
 
     teacher = config_path('mini/faster-rcnn_r18-teacher_fpn_12e_mini.py')
-    assert tool.main([*common, '--images', '2', '--growth', '--teachers', teacher]) == 0
+    assert main(['benchmark', *common, '--images', '2', '--growth', '--teachers', teacher]) == 0
     points = json.loads((tmp_path / 'growth.json').read_text('utf-8'))['results']
     by_axis = {}
     for point in points:
@@ -194,7 +193,32 @@ def test_the_tool_writes_both_tables(
     assert 'images of 64 × 64' in capsys.readouterr().out
 
 
-def test_a_plain_config_is_refused() -> None:
-    plain = config_path('mini/faster-rcnn_r18-student_fpn_12e_mini.py')
-    with pytest.raises(ConfigError, match='needs a config that distils'):
-        helpers.load_tool('benchmark_step').main([plain])
+def test_names_for_the_tables() -> None:
+    assert run.pair_name('calkd_faster-rcnn_r101-r50_fpn_8xb1') == 'r101-r50'
+    assert run.pair_name('mine') == 'mine'
+
+
+def test_teachers_of_any_name_are_drawn(tmp_path: Path) -> None:
+    points = [
+        dict(result(student=3.0, teacher=1.0, calkd=4.0, kd=0.01), axis='teacher', value=name)
+        for name in ('mine', 'faster-rcnn_r50_fpn_1x_coco')
+    ]
+    growth_plot(points, tmp_path / 'growth.png')
+    assert (tmp_path / 'growth.png').stat().st_size > 5_000
+
+
+def test_a_page_without_the_block_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / 'page.md'
+    page.write_text('no block')
+    assert main(['benchmark', CONFIG, '--page', str(page)]) == 1
+    assert 'the page must have one <!-- begin step -->' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['page.md']
+
+
+def test_a_config_without_an_optimizer_is_refused() -> None:
+    cfg = Config.fromfile(CONFIG)
+    cfg.pop('optim_wrapper')
+    with pytest.raises(ConfigError, match='has no optim_wrapper'):
+        check_config(cfg)

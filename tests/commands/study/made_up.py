@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from calkd_det.calibration import reliability_from_confidences
-from calkd_det.commands.study.measure_teacher import TEMPERATURES, bins_of
 from calkd_det.commands.study.rows import append_row
 from calkd_det.commands.study.settings import Study, parse_study
+from calkd_det.measurement.teacher_calibration import TEMPERATURES, bins_of
 
 KD = dict(type='KDLoss')
 SEEDS = [0, 1, 2, 3, 4]
@@ -54,7 +54,7 @@ def study(folder: Path, **changes: Any) -> Study:
 
 
 def calibration(temperature: float, ece: float, accuracy: float) -> dict[str, Any]:
-    """What ``measure_teacher`` leaves of one set of images."""
+    """What a teacher's measurement leaves of one set of images."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

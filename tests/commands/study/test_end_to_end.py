@@ -1,4 +1,4 @@
-"""``tools/study.py`` with real trainings, killed in the middle and started again."""
+"""``calkd study`` with real trainings, killed in the middle and started again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from calkd_det.commands.study.report import PARTS
-
-TOOL = Path(__file__).parents[3] / 'tools' / 'study.py'
 
 # The smoke study, smaller still.
 STUDY = """
@@ -41,7 +39,7 @@ study = dict(
 @pytest.mark.slow
 def test_a_study_survives_a_kill_and_makes_its_report(tmp_path: Path) -> None:
     (tmp_path / 'tiny.py').write_text(STUDY)
-    command = [sys.executable, str(TOOL), 'tiny.py']
+    command = [sys.executable, '-m', 'calkd_cli', 'study', 'tiny.py']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
 
     def study(*arguments: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from calkd_det.commands.study.rows import append_row, read_json, read_rows, write_json
+from calkd_det.commands.study.rows import append_row, read_rows
 from calkd_det.errors import ConfigError
+from calkd_det.measurement.json_file import read_json, write_json
 
 
 def row(number: int) -> dict:

@@ -20,20 +20,16 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from calkd_det.commands.demo.launch import StepFailed
-from calkd_det.commands.study import runner
-from calkd_det.commands.study.commands import list_commands, list_runs
+from calkd_det.commands import machine
+from calkd_det.commands.engine import JobFailed
+from calkd_det.commands.machine import Machine, look_at_machine
+from calkd_det.commands.study import jobs
+from calkd_det.commands.study.listing import list_commands, list_runs
 from calkd_det.commands.study.rows import read_rows
-from calkd_det.commands.study.runner import (
-    Machine,
-    find_run,
-    look,
-    look_at_machine,
-    prepare,
-    run_all,
-)
+from calkd_det.commands.study.runner import prepare, run_all
 from calkd_det.commands.study.runs import Run, expand
 from calkd_det.commands.study.settings import Study
+from calkd_det.commands.study.state import find_run, look
 from calkd_det.errors import ConfigError
 
 TRAIN = """
@@ -77,9 +73,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     both = {name: made_up.calibration(1.25, 0.05, 0.9) for name in ('held_out', 'training')}
     Path('calibration.json').write_text(json.dumps(both))
     Path('held_out.json').touch()
-    monkeypatch.setattr(runner, 'MMDET_TOOLS', tmp_path)
-    monkeypatch.setattr(runner, 'MEASURE', ('measure.py',))
-    monkeypatch.setattr(runner, 'LOCK_SECONDS', 0.5)
+    monkeypatch.setattr(jobs, 'MMDET_TOOLS', tmp_path)
+    monkeypatch.setattr(jobs, 'MEASURE', ('measure.py',))
+    monkeypatch.setattr(jobs, 'LOCK_SECONDS', 0.5)
     kd = dict(teacher='calibrated', loss=made_up.KD)
     return made_up.study(
         Path('.'),
@@ -99,9 +95,9 @@ def attempts() -> list[str]:
     return path.read_text().split() if path.is_file() else []
 
 
-def run(runs: list[Run], machine: Machine = MACHINE) -> list[str]:
+def run(runs: list[Run], place: Machine = MACHINE) -> list[str]:
     said: list[str] = []
-    run_all(runs, machine, said.append)
+    run_all(runs, place, said.append)
     return said
 
 
@@ -115,9 +111,7 @@ def test_every_run_has_one_row_and_is_not_done_again(study: Study) -> None:
     assert said[0] == '0 of 7 runs are done; 7 to do, 2 at a time'
     assert len(said) == 8
     assert 'mAP 20.0 in' in said[1]
-    # A time only once runs of every kind that is left are known.
-    assert 'left, about 0 min' in said[-2]
-    assert said[-1].endswith('all done')
+    assert said[-1].startswith('[7/7] ')
     assert run(runs) == ['nothing to do: every run has its row']
     assert len(attempts()) == 7
     assert {status.state for status in look(runs)} == {'done'}
@@ -218,7 +212,7 @@ def test_a_half_finished_run_starts_from_nothing(study: Study) -> None:
 def test_a_trained_teacher_is_only_measured(study: Study) -> None:
     runs = expand([study])
     Path('measure.py').write_text('raise SystemExit(1)')
-    with pytest.raises(StepFailed, match=r'teacher calibrated, seed 0 \(measure\)'):
+    with pytest.raises(JobFailed, match='1 failed: teacher calibrated, seed 0'):
         run(runs[:1])
     assert [status.state for status in look(runs[:1])] == ['trained']
     Path('measure.py').write_text(MEASURE)
@@ -230,7 +224,7 @@ def test_a_trained_teacher_is_only_measured(study: Study) -> None:
 def test_what_does_not_need_a_failed_run_is_done(study: Study, capsys: Any) -> None:
     Path('fail').write_text("type='FasterRCNN'")
     runs = expand([study])
-    with pytest.raises(StepFailed, match=r'6 failed: .*KD, seed 0 \(train\) \(not run\)'):
+    with pytest.raises(JobFailed, match=r'5 failed: .*KD, seed 0 \(not run\)'):
         run(runs)
     assert {row['name'] for row in read_rows(study.results)} == {'alone'}
     assert 'out of luck' in capsys.readouterr().out
@@ -259,7 +253,7 @@ def test_a_teacher_that_comes_out_otherwise_is_refused(study: Study, capsys: Any
     (runs[0].folder / 'epoch_2.pth').unlink()
     other = {name: made_up.calibration(1.3, 0.05, 0.9) for name in ('held_out', 'training')}
     Path('calibration.json').write_text(json.dumps(other))
-    with pytest.raises(StepFailed):
+    with pytest.raises(JobFailed):
         run(runs)
     assert 'came out otherwise than its row' in capsys.readouterr().out
 
@@ -270,7 +264,7 @@ def test_a_run_of_another_process_is_left_to_it(study: Study) -> None:
     alone.folder.mkdir(parents=True)
     with (alone.folder / 'lock').open('a') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(StepFailed, match='alone, seed 0'):
+        with pytest.raises(JobFailed, match='alone, seed 0'):
             run([alone])
     assert attempts() == []
     run([alone])
@@ -280,7 +274,7 @@ def test_a_run_of_another_process_is_left_to_it(study: Study) -> None:
 def test_a_student_alone_on_a_cluster_needs_its_teacher_first(study: Study, capsys: Any) -> None:
     runs = expand([study])
     student = next(found for found in runs if found.name == 'KD')
-    with pytest.raises(StepFailed):
+    with pytest.raises(JobFailed):
         run([student])
     assert f'run {student.teacher.id} (calibrated) first' in capsys.readouterr().out
     run([student.teacher])
@@ -311,15 +305,15 @@ def test_runs_are_listed_with_what_is_done(study: Study) -> None:
 
 def test_commands_are_listed_for_a_cluster(study: Study) -> None:
     runs = expand([study])
-    text = list_commands(runs, [Path('my study.py')])
-    assert text.count("python tools/study.py 'my study.py' --run student-") == 6
+    text = list_commands(runs, ['my study.py'], ['study.target=1'])
+    assert text.count("calkd study 'my study.py' --cfg-options study.target=1 --run student-") == 6
     assert text.index(runs[0].id) < text.index(runs[1].id)
     assert 'teachers=$(sbatch --parsable --array=1-1 --gpus=1 --wrap ' in text
     assert (
         'students=$(sbatch --parsable --array=1-6 --gpus=1 --dependency=afterok:$teachers' in text
     )
     run(runs)
-    assert list_commands(runs, [Path('x.py')]).startswith('# nothing to do')
+    assert list_commands(runs, ['x.py']).startswith('# nothing to do')
 
 
 def test_preparations_run_once_and_must_create_their_file(study: Study, tmp_path: Path) -> None:
@@ -331,7 +325,7 @@ def test_preparations_run_once_and_must_create_their_file(study: Study, tmp_path
         prepare([made, made], lambda text: None)
     assert Path('count').read_text() == 'x'
     lazy = made_up.study(tmp_path, prepare=[dict(command=['true'], creates='nothing')], **content)
-    with pytest.raises(StepFailed, match='exit status 0 and without nothing'):
+    with pytest.raises(JobFailed, match='exit status 0 and without nothing'):
         prepare([lazy], lambda text: None)
     content['data']['held_out_ann'] = 'gone.json'
     with pytest.raises(ConfigError, match=r"no annotation file 'gone\.json' of held-out"):
@@ -342,7 +336,7 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
-    monkeypatch.setattr(runner, 'get_compiling_cuda_version', lambda: '12.8')
+    monkeypatch.setattr(machine, 'get_compiling_cuda_version', lambda: '12.8')
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
 
     def dealt(*args: Any) -> list[str]:
@@ -358,10 +352,10 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match='--jobs must be at least 1'):
         look_at_machine(0)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    machine = look_at_machine(3)
-    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in machine.slots] == [''] * 3
-    assert machine.slots[0]['OMP_NUM_THREADS'] == os.environ.get('OMP_NUM_THREADS', '1')
-    assert machine.device.startswith('CPU')
+    on_cpu = look_at_machine(3)
+    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in on_cpu.slots] == [''] * 3
+    assert on_cpu.slots[0]['OMP_NUM_THREADS'] == os.environ.get('OMP_NUM_THREADS', '1')
+    assert on_cpu.device.startswith('CPU')
 
 
 def test_teachers_that_are_there_already_are_tested_not_trained(study: Study) -> None:

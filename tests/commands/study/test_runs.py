@@ -10,17 +10,15 @@ import made_up
 import pytest
 from mmdet.registry import MODELS
 
-from calkd_det.commands.study import read_study
 from calkd_det.commands.study.runs import (
     Run,
-    annotation_file,
     expand,
     student_config,
     teacher_config,
-    train_subset,
 )
-from calkd_det.commands.study.settings import parse_study
+from calkd_det.commands.study.settings import parse_study, read_study
 from calkd_det.errors import ConfigError
+from calkd_det.measurement.held_out import annotation_file, train_subset
 
 STUDIES = Path(__file__).resolve().parents[3] / 'configs' / 'studies'
 FASHION = ('controlled', 'teachers', 'methods')

@@ -8,8 +8,7 @@ from typing import Any
 import made_up
 import pytest
 
-from calkd_det.commands.study import read_study
-from calkd_det.commands.study.settings import parse_study
+from calkd_det.commands.study.settings import parse_study, read_study
 from calkd_det.errors import ConfigError
 
 STUDIES = Path(__file__).resolve().parents[3] / 'configs' / 'studies'

@@ -1,0 +1,109 @@
+"""Time a distilled training step.
+
+Random weights and a batch of noise: the plain student's step, the teacher's bare inference,
+this project's step with the teacher's options, and two other ways to distil, all in turn in
+one process.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from calkd_cli.options import (
+    add_cfg_options,
+    add_device,
+    at_least,
+    find_device,
+    read_config,
+)
+
+EPILOG = """\
+writes step.json and step.md into OUT; with --growth growth.json, growth.md and growth.png
+"""
+TEACHERS = [
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py',
+    'mmdet::faster_rcnn/faster-rcnn_x101-32x4d_fpn_1x_coco.py',
+]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='CalKD configs')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/benchmark_step'), help='default: %(default)s'
+    )
+    parser.add_argument(
+        '--page',
+        type=Path,
+        help='a page with <!-- begin step --> or <!-- begin growth -->: write the table there, and '
+        'the files into a folder of its name beside it',
+    )
+    add_device(parser)
+    parser.add_argument(
+        '--image-size',
+        nargs=2,
+        type=at_least(1),
+        metavar=('H', 'W'),
+        help='default: 800 1333 on a GPU, 320 320 on a CPU',
+    )
+    parser.add_argument(
+        '--images', type=at_least(1), metavar='N', help='default: 8 on a GPU, 2 on a CPU'
+    )
+    parser.add_argument(
+        '--rounds', type=at_least(1), metavar='N', default=15, help='default: %(default)s'
+    )
+    parser.add_argument(
+        '--warm-up', type=at_least(0), metavar='N', default=2, help='default: %(default)s'
+    )
+    parser.add_argument('--threads', type=at_least(1), metavar='N', help="default: torch's")
+    parser.add_argument(
+        '--amp', action='store_true', help='autocast: float16 on a GPU, bfloat16 on a CPU'
+    )
+    parser.add_argument(
+        '--ways',
+        nargs='+',
+        metavar='NAME',
+        help='which to time beside student, teacher and CalKD; default: all',
+    )
+    parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
+    parser.add_argument('--growth', action='store_true', help='how the cost grows, instead')
+    parser.add_argument(
+        '--teachers', nargs='+', metavar='CONFIG', default=TEACHERS, help='with --growth'
+    )
+    parser.add_argument('--student-checkpoint', type=Path, help='default: random weights')
+    parser.add_argument('--teacher-checkpoint', type=Path, help='default: random weights')
+    add_cfg_options(parser)
+
+
+def run(args: Namespace) -> int:
+    import torch
+
+    from calkd_det.commands.benchmark.run import Settings, run_benchmark, write_results
+    from calkd_det.commands.pages import fill_blocks
+
+    device = find_device(args)
+    gpu = device.type == 'cuda'
+    settings = Settings(
+        command_line=args.command_line,
+        device=device,
+        image_size=tuple(args.image_size or ((800, 1333) if gpu else (320, 320))),
+        images=args.images or (8 if gpu else 2),
+        rounds=args.rounds,
+        warm_up=args.warm_up,
+        threads=args.threads or torch.get_num_threads(),
+        amp=args.amp,
+        ways=args.ways,
+        memory=not args.no_memory,
+        growth_teachers=args.teachers if args.growth else None,
+        student_checkpoint=args.student_checkpoint,
+        teacher_checkpoint=args.teacher_checkpoint,
+    )
+    configs = {name: read_config(args, name) for name in args.configs}
+    if args.page is not None:
+        # Before the hours that the measurement may take.
+        fill_blocks(args.page.read_text('utf-8'), {settings.kind: ''})
+    results = run_benchmark(configs, settings)
+    out = args.out if args.page is None else args.page.with_suffix('')
+    print(write_results(results, settings, out, args.page))
+    return 0

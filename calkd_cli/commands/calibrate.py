@@ -1,0 +1,92 @@
+"""Fit a detector's temperature on held-out images.
+
+Report its calibration before and after. Use images that neither trained the teacher nor judge
+the student: the config's own train and test images are no such, so there is no default.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from calkd_cli.options import (
+    UsageError,
+    add_cfg_options,
+    add_device,
+    add_json,
+    at_least,
+    find_device,
+    keep_stdout_for_json,
+    read_config,
+)
+
+EPILOG = """\
+writes, under DIR:
+  temperature.json      for TemperatureScaling(temperature='DIR/temperature.json')
+  report.md             errors before and after, on each set of samples
+  reliability_*.png     a diagram for each
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument('config', help="the detector's config, a path or mmdet::FAMILY/NAME.py")
+    parser.add_argument('checkpoint', help='its weights, a path or URL')
+    parser.add_argument('--ann', type=Path, metavar='FILE', help='COCO annotation file (required)')
+    parser.add_argument(
+        '--images', type=Path, metavar='FOLDER', help='folder of its images (required)'
+    )
+    parser.add_argument(
+        '--out', type=Path, metavar='DIR', help='default: calibration/<name of the config>'
+    )
+    parser.add_argument('--batch-size', type=at_least(1), metavar='N', default=4, help='default: 4')
+    parser.add_argument(
+        '--workers',
+        type=at_least(0),
+        metavar='N',
+        default=2,
+        help='processes to load images; default: 2',
+    )
+    add_device(parser)
+    parser.add_argument(
+        '--seed', type=at_least(0), default=0, help='of sampling and bootstrap; default: 0'
+    )
+    parser.add_argument(
+        '--max-images', type=at_least(1), metavar='N', help='only the first N, for a quick look'
+    )
+    add_cfg_options(parser)
+    add_json(parser, 'the content of temperature.json')
+
+
+def run(args: Namespace) -> int:
+    if args.ann is None or args.images is None:
+        raise UsageError(
+            'give --ann and --images: a COCO annotation file and the folder of its images, which '
+            'neither trained the teacher nor judge the student'
+        )
+    from calkd_det.commands.calibrate import calibrate, summary
+    from calkd_det.measurement.calibration_report import to_json, write_report
+
+    out = args.out or Path('calibration', Path(args.config).stem)
+    cfg = read_config(args)
+    device = find_device(args)
+    with keep_stdout_for_json(args):
+        report = calibrate(
+            cfg,
+            args.config,
+            args.checkpoint,
+            ann_file=args.ann,
+            images=args.images,
+            out=out,
+            device=device,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            max_images=args.max_images,
+            seed=args.seed,
+        )
+        files = write_report(report, out)
+    if args.json:
+        print(json.dumps(to_json(report), indent=2))
+    else:
+        print(f'\n{summary(report, out)}\n\nreport: {files[1]}')
+    return 0

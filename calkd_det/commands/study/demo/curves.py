@@ -1,0 +1,60 @@
+"""Draw what the trainings logged: losses, and what the teacher answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from calkd_det.commands.study.demo.files import Scalars
+
+COLOURS = ('#6b7280', '#2f6f9f', '#c8553d')
+DIAGNOSTICS = {'teacher_confidence': '-', 'teacher_accuracy': '--', 'teacher_agreement': ':'}
+
+
+def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
+    """Draw losses and teacher diagnostics over iterations.
+
+    The first panel leaves ``loss_kd`` out, so that it shows the same sum for every run.
+
+    Args:
+        runs: What each student logged, by its title; the distilled ones have ``loss_kd``.
+
+    Returns:
+        A figure; ``figure.savefig(path)`` writes it.
+    """
+    figure = Figure(figsize=(10, 6.6), dpi=150, layout='constrained')
+    FigureCanvasAgg(figure)
+    own, classification, distillation, diagnostics = figure.subplots(2, 2, sharex=True).flat
+    for (title, scalars), colour in zip(runs.items(), COLOURS):
+        steps = list(scalars)
+        logged = list(scalars.values())
+        style = dict(color=colour, lw=1.4, label=title)
+        own.plot(steps, [entry['loss'] - entry.get('loss_kd', 0) for entry in logged], **style)
+        classification.plot(steps, [entry['loss_cls'] for entry in logged], **style)
+        if 'loss_kd' in logged[0]:
+            distillation.plot(steps, [entry['loss_kd'] for entry in logged], **style)
+            for name, dashes in DIAGNOSTICS.items():
+                label = f'{title}: {name.removeprefix("teacher_")}'
+                style = dict(color=colour, lw=1.2, ls=dashes, label=label)
+                diagnostics.plot(steps, [entry[name] for entry in logged], **style)
+    for ax in (own, classification, distillation):
+        ax.set_ylim(bottom=0)
+    diagnostics.set_ylim(top=1)
+    _finish(own, "the student's own losses, sum without loss_kd")
+    _finish(classification, 'loss_cls')
+    _finish(distillation, 'loss_kd')
+    _finish(diagnostics, "the teacher on the student's RoIs")
+    for ax in (distillation, diagnostics):
+        ax.set_xlabel('iteration')
+    return figure
+
+
+def _finish(ax: Axes, title: str) -> None:
+    ax.set_title(title, fontsize=11)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.grid(axis='y', color='#ececec', lw=0.8)
+    ax.tick_params(labelsize=9)
+    ax.legend(fontsize=8, edgecolor='none', ncols=2 if len(ax.lines) > 3 else 1)

@@ -1,0 +1,117 @@
+"""Read what the demo's pictures show: training logs, annotations, and detections."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mmdet.apis import inference_detector, init_detector
+
+from calkd_det.errors import ConfigError
+
+Scalars = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of one image, in pixels of the original image.
+
+    Attributes:
+        xyxy: shape (N, 4).
+        labels: shape (N,), indices into the class names.
+        scores: shape (N,); None for ground truth.
+    """
+
+    xyxy: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A COCO annotation file: class names, and by image id the file's name and its boxes."""
+
+    classes: tuple[str, ...]
+    files: dict[int, str]
+    boxes: dict[int, Boxes]
+
+
+def read_scalars(folder: Path) -> Scalars:
+    """Read the training log of a run, a resumed one included.
+
+    Args:
+        folder: The run's folder, with ``<time>/vis_data/scalars.json`` of one or more starts.
+
+    Returns:
+        What was logged, by iteration.
+
+    Raises:
+        ConfigError: There is no log, or none of a training step.
+    """
+    scalars: Scalars = {}
+    # Named by time: what a later start logged of the same iteration is what was trained on.
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in path.read_text('utf-8').splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f'{path} is damaged ({error}).') from error
+            if 'loss' in entry:
+                scalars[int(entry['step'])] = entry
+    if not scalars:
+        raise ConfigError(f'{folder} holds no training log: run the demo without --report-only.')
+    return dict(sorted(scalars.items()))
+
+
+def read_ground_truth(annotation_file: Path) -> GroundTruth:
+    """Read a COCO annotation file whose categories are in the order of the labels."""
+    coco = json.loads(annotation_file.read_text('utf-8'))
+    label = {category['id']: index for index, category in enumerate(coco['categories'])}
+    entries: dict[int, list[dict]] = {image['id']: [] for image in coco['images']}
+    for entry in coco['annotations']:
+        entries[entry['image_id']].append(entry)
+    return GroundTruth(
+        classes=tuple(category['name'] for category in coco['categories']),
+        files={image['id']: image['file_name'] for image in coco['images']},
+        boxes={key: _boxes_of(value, label) for key, value in entries.items()},
+    )
+
+
+def detect(config: str | Path, checkpoint: str, images: dict[int, Path]) -> dict[int, Boxes]:
+    """Run a detector on images.
+
+    Args:
+        config: Path of its config.
+        checkpoint: Path of its weights.
+        images: Image files by image id.
+
+    Returns:
+        Its detections by image id.
+    """
+    detector = init_detector(str(config), checkpoint, device='cpu')
+    found = {}
+    for image_id, path in images.items():
+        boxes = inference_detector(detector, str(path)).pred_instances.cpu().numpy()
+        found[image_id] = Boxes(boxes.bboxes, boxes.labels, boxes.scores)
+    return found
+
+
+def same_boxes(one: Iterable[Boxes], other: Iterable[Boxes]) -> bool:
+    """Whether two detectors found exactly the same boxes, labels and scores."""
+    return all(
+        np.array_equal(a.xyxy, b.xyxy)
+        and np.array_equal(a.labels, b.labels)
+        and np.array_equal(a.scores, b.scores)
+        for a, b in zip(one, other)
+    )
+
+
+def _boxes_of(entries: Sequence[dict], label: dict[int, int]) -> Boxes:
+    xywh = np.array([entry['bbox'] for entry in entries], dtype=float).reshape(-1, 4)
+    return Boxes(
+        xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+        labels=np.array([label[entry['category_id']] for entry in entries], dtype=int),
+    )

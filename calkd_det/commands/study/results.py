@@ -1,0 +1,126 @@
+"""A study's numbers, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from calkd_det.commands.study.rows import Row
+from calkd_det.commands.study.selection import Selection
+from calkd_det.commands.study.settings import FITTED, Comparison
+from calkd_det.commands.study.statistics import (
+    Explained,
+    PairedDifference,
+    contrast_factor,
+    explain,
+    holm,
+    mean_interval,
+    pairs_needed,
+    residual_sd,
+    smallest_difference,
+)
+from calkd_det.commands.study.wording import Power
+
+# What a teacher's row gives to predict its students by; the first one is the paper's.
+PREDICTORS = {
+    'ECE': ('at', 'ece'),
+    'ECE_o': ('at', 'ece_over'),
+    'ECE_u': ('at', 'ece_under'),
+    'ACE': ('at', 'ace'),
+    'mAP': ('metrics', 'mAP'),
+    'RoI accuracy': ('at', 'mean_accuracy'),
+}
+
+
+def differences(selection: Selection) -> dict[str, PairedDifference]:
+    """Return the study's comparisons that have a seed on both sides, by name."""
+    found = {c.name: selection.compare(c) for c in selection.study.comparisons}
+    return {name: d for name, d in found.items() if d is not None}
+
+
+def explained(selection: Selection) -> dict[str, Explained | None]:
+    """Return what each predictor explains of the students' mAP, both in percent."""
+    predictors, students = across(selection)
+    names = list(students)
+    means = [100 * mean_interval(list(students[name].values()))[0] for name in names]
+    return {
+        predictor: explain([values[name] for name in names], means)
+        for predictor, values in predictors.items()
+    }
+
+
+def residual(selection: Selection) -> tuple[float, int]:
+    """Return the residual SD of a study's cells, and its degrees of freedom."""
+    return residual_sd([selection.values(name) for name in selection.study.cells])
+
+
+def powers(selection: Selection, found: dict[str, PairedDifference], sd: float) -> list[Power]:
+    """Return what one comparison of each form can tell: numbers of cells, and of seeds."""
+    forms: dict[tuple[float, int], list[Comparison]] = {}
+    for comparison in selection.study.comparisons:
+        if comparison.name in found and found[comparison.name].count > 1 and sd > 0:
+            spread = sd * contrast_factor(comparison.of, comparison.to)
+            forms.setdefault((spread, found[comparison.name].count), []).append(comparison)
+    target = selection.study.target / 100
+    return [
+        Power(
+            name=_form(alike),
+            pairs=pairs,
+            smallest=smallest_difference(spread, pairs),
+            needed=pairs_needed(spread, target),
+        )
+        for (spread, pairs), alike in forms.items()
+        if spread > 0
+    ]
+
+
+def _form(alike: Sequence[Comparison]) -> str:
+    if {len(alike[0].of), len(alike[0].to)} == {1}:
+        return 'two single cells'
+    return f'‘{alike[0].name}’{" and its like" if len(alike) > 1 else ""}'
+
+
+def across(
+    selection: Selection,
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[int, float]]]:
+    """Return predictors by name and teacher, in percent, and students by teacher and seed."""
+    students: dict[str, dict[int, float]] = {}
+    for cell in selection.study.cells.values():
+        if cell.teacher in selection.teachers and cell.teacher not in students:
+            values = selection.values(cell.name)
+            if values:
+                students[cell.teacher] = values
+    predictors = {
+        name: {
+            teacher: 100 * _predictor(selection.teachers[teacher], where, key)
+            for teacher in students
+        }
+        for name, (where, key) in PREDICTORS.items()
+    }
+    return predictors, students
+
+
+def _predictor(row: Row, where: str, key: str) -> float:
+    if where == 'metrics':
+        return row['metrics'][key]
+    return row['calibration']['held_out']['at']['1'][key]
+
+
+def temperature_series(selection: Selection) -> dict[str, dict[float, dict[int, float]]]:
+    """Return mAP by teacher, T and seed."""
+    series: dict[str, dict[float, dict[int, float]]] = {}
+    for cell in selection.study.cells.values():
+        if cell.teacher is not None and cell.temperature != FITTED:
+            values = selection.values(cell.name)
+            if values:
+                series.setdefault(cell.teacher, {})[float(cell.temperature)] = values
+    return series
+
+
+def held_out_calibration(selection: Selection) -> dict[str, dict]:
+    """Return each teacher's calibration on held-out images."""
+    return {name: row['calibration']['held_out'] for name, row in selection.teachers.items()}
+
+
+def adjusted_p_values(found: dict[str, PairedDifference]) -> dict[str, float]:
+    """Return Holm's adjusted p-value of each difference."""
+    return dict(zip(found, holm([d.p_value for d in found.values()])))

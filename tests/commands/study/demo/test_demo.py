@@ -1,0 +1,51 @@
+"""The whole demo, as ``make demo`` calls it, with settings that take a minute."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ['--epochs', '2', '--train-images', '64', '--val-images', '16', '--calibration-images', '8']
+
+
+@pytest.mark.slow
+def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path: Path) -> None:
+    def demo(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, '-m', 'calkd_cli', 'demo', '--work-dir', 'runs']
+        command += ['--data', 'data', *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    unfinished = demo('--report-only', *SMALL)
+    assert unfinished.returncode == 1
+    assert 'run the demo without --report-only' in unfinished.stderr
+
+    first = demo(*SMALL)
+    assert first.returncode == 0, first.stdout + first.stderr
+    folder = tmp_path / 'runs' / 'demo'
+    assert first.stdout.rstrip().endswith('report: runs/demo/report.md')
+    assert '0 of 4 runs are done' in first.stdout
+    text = (folder / 'report.md').read_text('utf-8')
+    assert 'its detections are exactly the same.' in text
+    assert 'One seed proves nothing' in text
+    for name in ('curves.png', 'detections.png', 'demo-reliability.png'):
+        assert f']({name})' in text
+        assert (folder / name).stat().st_size > 10_000
+    rows = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
+    names = ['teacher', 'student alone', 'KD', 'CalKD']
+    assert sorted(row['name'] for row in rows) == sorted(names)
+    assert f'{100 * rows[0]["metrics"]["mAP"]:.1f}' in text
+    assert len(list(folder.glob('*/epoch_2.pth'))) == 4
+
+    second = demo(*SMALL)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert 'nothing to do: every run has its row' in second.stdout
+    assert (folder / 'report.md').read_text('utf-8') == text
+
+    other_data = demo(*SMALL[:-1], '9')
+    assert other_data.returncode == 1
+    assert other_data.stderr.startswith('error: ')
+    assert other_data.stderr.count('\n') == 1
