@@ -1,1 +1,1 @@
-"""Times a distilled training step against its two networks, and against other ways to distil."""
+"""Time a distilled training step against its two networks, and against other ways to distil."""

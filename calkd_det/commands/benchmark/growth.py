@@ -30,7 +30,7 @@ class Point:
 
 
 def growth_points(subject: Subject, teachers: list[str], folder: Path) -> Iterator[Point]:
-    """Subjects around one: smaller and larger images, RoIs, classes, batches, teachers.
+    """Yield subjects around one: smaller and larger images, RoIs, classes, batches, teachers.
 
     Args:
         subject: The one in the middle.

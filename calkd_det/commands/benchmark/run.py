@@ -31,7 +31,7 @@ from calkd_det.commands.benchmark.ways import (
     STUDENT,
     TEACHER,
     WAYS,
-    seen_samples,
+    loss_samples,
 )
 from calkd_det.commands.pages import fill_blocks
 from calkd_det.errors import ConfigError, did_you_mean
@@ -180,7 +180,7 @@ def _grow(subject: Subject, settings: Settings, folder: Path) -> list[dict[str, 
     points = growth_points(subject, list(settings.growth_teachers), folder)
     results = []
     for point in tqdm(points, desc='points', disable=None):
-        _, samples = seen_samples(point.subject, settings.amp)
+        _, samples = loss_samples(point.subject, settings.amp)
         results.append(
             {
                 'axis': point.axis,

@@ -49,22 +49,22 @@ class Subject:
     device: torch.device
 
     def student(self) -> nn.Module:
-        """The plain student, in training mode."""
+        """Build the plain student, in training mode."""
         return self._prepare(plain_model(self.cfg))
 
     def distilled(self, **teacher_options: Any) -> nn.Module:
-        """The distilled student, its teacher built, in training mode."""
+        """Build the distilled student, its teacher built, in training mode."""
         model = copy.deepcopy(self.cfg.model)
         model.teacher.update(self._teacher_config(**teacher_options))
         return self._prepare(model)
 
     def teacher(self) -> nn.Module:
-        """The teacher's whole detector as mmdet builds it, in evaluation mode, frozen."""
+        """Build the teacher's whole detector as mmdet builds it, in evaluation mode, frozen."""
         holder = FrozenTeacher.from_config(self._teacher_config())
         return build_whole_teacher(holder).detector.to(self.device).requires_grad_(False)
 
     def optimizer(self, detector: nn.Module) -> OptimWrapper:
-        """The config's optimizer at a learning rate of zero: all of its work, the same weights."""
+        """Build the config's optimizer with a learning rate of zero: the weights stay the same."""
         cfg = copy.deepcopy(self.cfg.optim_wrapper)
         cfg.optimizer.lr = 0.0
         cfg.type = 'OptimWrapper'
@@ -72,7 +72,7 @@ class Subject:
 
     @cached_property
     def batch(self) -> dict[str, list]:
-        """Images of noise with boxes at random, as a data loader gives them."""
+        """Make images of noise with random boxes, as a data loader gives them."""
         return noise_batch(self.size, self.batch_size, self._num_classes)
 
     @cached_property
@@ -96,7 +96,7 @@ class Subject:
 
 
 def check_config(cfg: Config) -> None:
-    """Checks that a config trains a distilled detector.
+    """Check that a config trains a distilled detector.
 
     Raises:
         ConfigError: It does not.
@@ -112,7 +112,7 @@ def check_config(cfg: Config) -> None:
 
 
 def plain_model(cfg: Config) -> ConfigDict:
-    """The model of a CalKD config without its distillation."""
+    """Return the model of a CalKD config without its distillation."""
     model = copy.deepcopy(cfg.model)
     model.type = model.type.removeprefix(PREFIX)
     del model['teacher'], model['distillation']
@@ -120,14 +120,14 @@ def plain_model(cfg: Config) -> ConfigDict:
 
 
 def write_random_teacher(cfg: Config, path: Path) -> None:
-    """Writes a checkpoint, of the usual format, with the teacher's initial weights."""
+    """Write a checkpoint, of the usual format, with the teacher's initial weights."""
     torch.manual_seed(1)
     detector = build_detector(read_source(cfg.model.teacher.config, 'none is read'))
     torch.save({'meta': {}, 'state_dict': detector.state_dict()}, path)
 
 
 def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dict[str, list]:
-    """uint8 images of noise, each with eight boxes of random place, size and class."""
+    """Make uint8 images of noise, each with eight boxes of random place, size and class."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     inputs: list[Tensor] = []
@@ -152,7 +152,7 @@ def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dic
 
 
 def detached(samples: list[ClassifierSamples]) -> list[ClassifierSamples]:
-    """The same samples without the student's graph, their logits leaves of a new one."""
+    """Return the same samples without the student's graph, their logits leaves of a new one."""
     return [
         replace(group, logits=group.logits.detach().clone().requires_grad_()) for group in samples
     ]

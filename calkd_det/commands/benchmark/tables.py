@@ -16,7 +16,7 @@ matplotlib.use('Agg')
 
 
 def step_table(results: Sequence[dict[str, Any]]) -> str:
-    """All ways of every config: time against the limit and against CalKD's, loss, memory."""
+    """Return a table of all ways of every config: time, loss and memory."""
     lines = [
         '| pair | way | step / limit | quartiles | step / CalKD | error of the KD loss '
         "| peak memory | against the student's plus the teacher's weights |",
@@ -64,7 +64,7 @@ def _extra_memory(result: dict[str, Any], name: str) -> str:
 
 
 def growth_table(points: Sequence[dict[str, Any]]) -> str:
-    """Cost by image side, RoIs, classes, batch and teacher, each against the first of its axis."""
+    """Return a table of the cost by axis, each value against the first of its axis."""
     lines = [
         '| what grows | value | logits | student | teacher | KD part | CalKD step / limit '
         '| KD part of the step | KD part grew | logits grew |',
@@ -87,7 +87,7 @@ def growth_table(points: Sequence[dict[str, Any]]) -> str:
 
 
 def growth_plot(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Student, teacher and KD part as stacked bars, one panel an axis; writes a PNG."""
+    """Write a PNG of student, teacher and KD part as stacked bars, one panel an axis."""
     axes_names = list(dict.fromkeys(point['axis'] for point in points))
     figure = Figure(figsize=(2.6 * len(axes_names), 3.4), layout='constrained')
     panels = figure.subplots(1, len(axes_names), squeeze=False)[0]
@@ -111,12 +111,12 @@ def growth_plot(points: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def median(result: dict[str, Any], name: str) -> float:
-    """Median seconds of a way."""
+    """Return the median seconds of a way."""
     return spread(result['seconds'][name])[1]
 
 
 def limit_of(result: dict[str, Any]) -> float:
-    """What the two networks take: the student's step and the teacher's bare inference."""
+    """Return the seconds of the student's step and of the teacher's bare inference."""
     return median(result, STUDENT.name) + median(result, TEACHER.name)
 
 

@@ -1,4 +1,4 @@
-"""Times several steps in one process, in turn, so that all of them meet the same disturbances."""
+"""Time several steps in turn, in one process, so that all meet the same disturbances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def alternate(
     warm_up: int,
     device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, float | None]]:
-    """Runs every step once a round, each round beginning with another.
+    """Run every step once a round, each round beginning with another.
 
     Args:
         steps: By name.

@@ -36,7 +36,7 @@ def train_step(
     amp: bool,
     losses: Callable[[dict], dict] | None = None,
 ) -> Callable[[], float | None]:
-    """One training step, from a data loader's batch to the updated weights.
+    """Prepare a training step, from a data loader's batch to the updated weights.
 
     Args:
         subject: Has the batch and the optimizer.
@@ -59,19 +59,19 @@ def train_step(
 
 
 def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
-    """Autocast as mmengine's AMP sets it up for a GPU, bfloat16 on a CPU."""
+    """Return autocast as mmengine's AMP sets it up for a GPU, bfloat16 on a CPU."""
     if not amp:
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if device.type == 'cpu' else torch.float16)
 
 
 def student_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
-    """The plain student's training step."""
+    """Prepare the plain student's training step."""
     return train_step(subject, subject.student(), amp)
 
 
 def calkd(**options: Any) -> Prepare:
-    """This project's training step."""
+    """Return what prepares this project's training step."""
 
     def prepare(subject: Subject, amp: bool) -> Callable[[], float | None]:
         return train_step(subject, subject.distilled(**options), amp)
@@ -80,7 +80,7 @@ def calkd(**options: Any) -> Prepare:
 
 
 def compiled_teacher(subject: Subject, amp: bool) -> Callable[[], float | None]:
-    """This project's step with backbone and neck of the teacher under ``torch.compile``."""
+    """Prepare this project's step with backbone and neck of the teacher under ``torch.compile``."""
     distilled = subject.distilled()
     network = distilled.teacher.network.detector
     for part in (network.backbone, network.neck):
@@ -89,8 +89,8 @@ def compiled_teacher(subject: Subject, amp: bool) -> Callable[[], float | None]:
 
 
 def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
-    """The teacher's bare inference on what the student's classifiers saw in a step."""
-    data, samples = seen_samples(subject, amp)
+    """Prepare the teacher's bare inference on the samples of a step of the student."""
+    data, samples = loss_samples(subject, amp)
     teacher = subject.teacher()
     tap = find_tap(teacher, 'the teacher')
     tap.keep_classifier(teacher)
@@ -109,7 +109,7 @@ def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
 
 
 def whole_loss_mode(subject: Subject, amp: bool) -> Callable[[], float | None]:
-    """The teacher computes all of its own losses: its own RPN, its own sampling, its own RoIs.
+    """Prepare a step in which the teacher computes all of its own losses, on RoIs of its own.
 
     So does MMRazor's ``SingleTeacherDistill``: training mode with BatchNorm's statistics fixed,
     no gradients, class logits recorded on their way. The logits of the two networks belong to
@@ -139,7 +139,7 @@ def whole_loss_mode(subject: Subject, amp: bool) -> Callable[[], float | None]:
 
 
 def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
-    """The student's head runs a second time, with gradients, on the samples of its loss.
+    """Prepare a step in which the student's head runs a second time on the samples of its loss.
 
     So does mdistiller's detection code: box head and predictor of student and teacher are run on
     the sampled proposals after the student's losses. The teacher is as trained, its BatchNorm
@@ -153,25 +153,27 @@ def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
 
     def losses(data: dict) -> dict:
         feats.clear()
-        with tap.record(student) as seen:
+        with tap.record(student) as samples:
             logs = student(**data, mode='loss')
         own_feats = tap.prepare(student, feats[0])
-        again = [replace(group, logits=tap.classify(student, own_feats, group)) for group in seen]
+        again = [
+            replace(group, logits=tap.classify(student, own_feats, group)) for group in samples
+        ]
         with torch.no_grad():
             teacher_feats = tap.prepare(teacher, teacher.extract_feat(data['inputs']))
-            answers = [tap.classify(teacher, teacher_feats, group) for group in seen]
+            answers = [tap.classify(teacher, teacher_feats, group) for group in samples]
         return {**logs, **compare(again, answers)}
 
     return train_step(subject, student, amp, losses)
 
 
 def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
-    """All of this project's step that is neither network.
+    """Prepare all of this project's step that is neither network.
 
     Calibration, class matching, loss with its gradient by the student's logits, what is logged
     of the teacher and the watch for logits that are not finite, on logits that are there already.
     """
-    data, samples = seen_samples(subject, amp)
+    data, samples = loss_samples(subject, amp)
     distilled = subject.distilled()
     network = distilled.teacher.network
     with torch.no_grad(), autocast(subject.device, amp):
@@ -198,7 +200,7 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
 def comparison(
     subject: Subject,
 ) -> Callable[[Sequence[ClassifierSamples], Sequence[Tensor]], dict[str, Tensor]]:
-    """The config's losses of distillation, without anything else."""
+    """Return the config's losses of distillation, without anything else."""
     calibrate = TemperatureScaling()
     losses = build_losses(subject.cfg.model.distillation)
 
@@ -216,14 +218,14 @@ def comparison(
     return compare
 
 
-def seen_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamples]]:
-    """A normalised batch and what the plain student's classifiers saw of it."""
+def loss_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamples]]:
+    """Return a normalised batch and the samples of the plain student's loss."""
     student = subject.student()
     data = student.data_preprocessor(subject.batch, True)
     torch.manual_seed(0)
-    with autocast(subject.device, amp), find_tap(student, 'the student').record(student) as seen:
+    with autocast(subject.device, amp), find_tap(student, 'the student').record(student) as samples:
         student(**data, mode='loss')
-    return data, detached(seen)
+    return data, detached(samples)
 
 
 def _first(group: ClassifierSamples, count: int) -> ClassifierSamples:

@@ -1,4 +1,4 @@
-"""Draws a study's results: against T, against a teacher's figures, as paired differences."""
+"""Draw a study's results: against T, against a teacher's figures, as paired differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plot_temperatures(
     alone: Mapping[int, float],
     fitted: Mapping[str, float],
 ) -> Figure:
-    """Draws the student's mAP against T: means above, paired differences from T = 1 below.
+    """Draw the student's mAP against T: means above, paired differences from T = 1 below.
 
     Args:
         series: By the teacher's name, by T, by seed: mAP in [0, 1].
@@ -85,7 +85,7 @@ def plot_across(
     students: Mapping[str, Mapping[int, float]],
     fits: Mapping[str, Explained | None],
 ) -> Figure:
-    """Draws the students' mAP against what is known of their teachers, a panel a predictor.
+    """Draw the students' mAP against what is known of their teachers, a panel a predictor.
 
     Args:
         predictors: By the predictor's name, then by the teacher's, in percent.
@@ -131,7 +131,7 @@ def plot_across(
 
 
 def plot_differences(differences: Mapping[str, PairedDifference], title: str) -> Figure:
-    """Draws paired differences as dots with 95 % intervals, a line a comparison.
+    """Draw paired differences as dots with 95 % intervals, a line a comparison.
 
     Args:
         differences: By the comparison's name, in mAP in [0, 1].
@@ -158,7 +158,7 @@ def plot_differences(differences: Mapping[str, PairedDifference], title: str) ->
 
 
 def plot_reliabilities(diagrams: Mapping[str, Reliability]) -> Figure:
-    """Draws the reliability of teachers side by side, with their histograms.
+    """Draw the reliability of teachers side by side, with their histograms.
 
     Args:
         diagrams: By title.

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads all rows.
+    """Read all rows.
 
     A last line that a kill cut short is passed over: its run counts as not done.
 
@@ -33,7 +33,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> bool:
-    """Appends a row and has it on disk when it returns; safe among several processes.
+    """Append a row and have it on disk when it returns; safe among several processes.
 
     A last line that a kill cut short is removed first.
 
@@ -65,7 +65,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
-    """The same text for settings of a config and of a row, where a tuple has become a list."""
+    """Return the same text for settings of a config and of a row, tuples and lists alike."""
     return json.dumps(settings, sort_keys=True)
 
 

@@ -73,7 +73,7 @@ class Run:
 
 
 def expand(studies: Iterable[Study]) -> list[Run]:
-    """Returns the runs of all studies, teachers first; what coincides is there once.
+    """Return the runs of all studies, teachers first; what coincides is there once.
 
     Raises:
         ConfigError: A config cannot be read, or is none of a distilled student.
@@ -97,7 +97,7 @@ def expand(studies: Iterable[Study]) -> list[Run]:
 
 
 def teacher_config(study: Study, teacher: Detector) -> Config:
-    """The config that a teacher is trained and measured with."""
+    """Return the config that a teacher is trained and measured with."""
     cfg = _prepared(study, teacher, teacher.seed)
     for key in ('teacher', 'distillation'):
         if key in cfg.model:
@@ -114,7 +114,7 @@ def student_config(
     checkpoint: str | None = None,
     temperature: float | None = None,
 ) -> Config:
-    """The config that a student is trained with.
+    """Return the config that a student is trained with.
 
     Args:
         study: Its study.

@@ -1,4 +1,4 @@
-"""Finds a study's rows: which belong to which cell, and whether they can be compared."""
+"""Find a study's rows: which belong to which cell, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Selection:
 
 
 def select(study: Study) -> Selection:
-    """Reads a study's rows from its results file, and nothing else.
+    """Read a study's rows from its results file alone.
 
     Rows are found by their settings: teacher, T, loss, student and seed. Where a config was
     changed in between, those of the last row's config count, and the others are left out.

@@ -191,7 +191,7 @@ def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> St
 
 
 def parse_study(content: Mapping[str, Any]) -> Study:
-    """Checks the dict of a study config; see :func:`read_study`."""
+    """Check the dict of a study config; see :func:`read_study`."""
     check_keys(content, 'study', known=_REQUIRED | set(_DEFAULTS), required=_REQUIRED)
     values = {**_DEFAULTS, **content}
     name = _word(values['name'], 'study.name')

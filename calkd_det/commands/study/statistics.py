@@ -44,7 +44,7 @@ class PairedDifference:
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> PairedDifference | None:
-    """Compares two sides seed by seed.
+    """Compare two sides seed by seed.
 
     Args:
         a: Values by seed.
@@ -70,7 +70,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> PairedD
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, Interval | None]:
-    """Mean and 95 % t interval of independent values; None for the interval of a single one."""
+    """Return the mean of independent values and its 95 % t interval, None for a single value."""
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
     if len(values) < 2:
@@ -80,7 +80,7 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, Interval
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979): below 0.05 stays so among all of them together.
+    """Return Holm's adjusted p-values (1979): below 0.05 stays so among all of them together.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -95,7 +95,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def residual_sd(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
-    """What neither cell nor seed explains: the residual of an additive model, by least squares.
+    """Return what neither cell nor seed explains: the residual SD of an additive model.
 
     A paired difference of two cells has that times the root of 2 as its standard deviation; see
     :func:`contrast_factor` for means of several cells.
@@ -122,7 +122,7 @@ def residual_sd(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
 
 
 def contrast_factor(of: Sequence[str], to: Sequence[str]) -> float:
-    """The spread of the mean of cells ``of`` less that of ``to``, in the residual's SDs.
+    """Return the spread of the mean of cells ``of`` less that of ``to``, in the residual's SDs.
 
     Example:
         >>> round(contrast_factor(['a'], ['b']) ** 2, 3), round(contrast_factor('abc', 'd') ** 2, 3)
@@ -136,7 +136,7 @@ def contrast_factor(of: Sequence[str], to: Sequence[str]) -> float:
 
 
 def power_of(difference: float, sd: float, count: int) -> float:
-    """The chance that a two-sided paired t test at 5 % finds a true difference.
+    """Return the chance that a two-sided paired t test at 5 % finds a true difference.
 
     Args:
         difference: The true mean difference.
@@ -155,7 +155,7 @@ def power_of(difference: float, sd: float, count: int) -> float:
 
 
 def smallest_difference(sd: float, count: int, power: float = POWER) -> float:
-    """The smallest true difference that ``count`` pairs tell from zero with that power.
+    """Return the smallest true difference that ``count`` pairs tell from zero with that power.
 
     Args:
         sd: The standard deviation of differences, > 0; the result is in its unit.
@@ -174,7 +174,7 @@ def _smallest_in_sds(count: int, power: float) -> float:
 
 
 def pairs_needed(sd: float, difference: float, power: float = POWER, most: int = 10_000) -> int:
-    """The number of pairs that tell ``difference`` from zero with that power; at most ``most``."""
+    """Return the number of pairs that tell ``difference`` from zero; at most ``most``."""
     low, high = 1, 2
     while high < most and smallest_difference(sd, high, power) > difference:
         low, high = high, min(2 * high, most)
@@ -207,7 +207,7 @@ class Explained:
 
 
 def explain(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Explained | None:
-    """Fits y by x, with intervals bootstrapped over the points.
+    """Fit y by x, with intervals bootstrapped over the points.
 
     The same number of points and seed resample the same points, so the ``samples`` of two
     predictors of one y can be compared one by one.
@@ -239,13 +239,13 @@ def explain(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Explained 
 
 
 def difference_of_explained(a: Explained, b: Explained) -> tuple[float, Interval | None]:
-    """R^2 of ``a`` less that of ``b``, with a 95 % interval from their common resamples."""
+    """Return R^2 of ``a`` less that of ``b``, with a 95 % interval from their common resamples."""
     enough = a.interval is not None and b.interval is not None
     return a.r_squared - b.r_squared, _percentiles(a.samples - b.samples) if enough else None
 
 
 def _lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R^2 and slope of each row; NaN where x or y is constant."""
+    """Return R^2 and slope of each row; NaN where x or y is constant."""
     x = x - x.mean(axis=1, keepdims=True)
     y = y - y.mean(axis=1, keepdims=True)
     xx, yy, xy = (x * x).sum(axis=1), (y * y).sum(axis=1), (x * y).sum(axis=1)

@@ -31,28 +31,28 @@ class Power:
 
 
 def excludes_zero(interval: Interval | None) -> bool:
-    """Whether an interval is there and leaves zero out; its ends belong to it."""
+    """Return whether an interval is there and leaves zero out; its ends belong to it."""
     return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
 def points(value: float) -> str:
-    """A difference of mAP in points, signed: 0.0123 is +1.23."""
+    """Write a difference of mAP in points, signed: 0.0123 is +1.23."""
     text = f'{100 * value:+.2f}'
     return '0.00' if text in ('+0.00', '-0.00') else text.replace('-', '−')
 
 
 def percent(value: float) -> str:
-    """An mAP in [0, 1] in percent."""
+    """Write an mAP in [0, 1] in percent."""
     return f'{100 * value:.1f}'.replace('-', '−')
 
 
 def ends(interval: Interval | None) -> str:
-    """An interval of a difference of mAP, in points."""
+    """Write an interval of a difference of mAP, in points."""
     return '' if interval is None else f'{points(interval[0])} to {points(interval[1])}'
 
 
 def difference_sentence(of: str, to: str, found: PairedDifference) -> str:
-    """Says what a paired difference shows: it is claimed only if its interval leaves zero out.
+    """Say what a paired difference shows: it is claimed only if its interval leaves zero out.
 
     Args:
         of: What is compared.
@@ -69,7 +69,7 @@ def difference_sentence(of: str, to: str, found: PairedDifference) -> str:
 
 
 def explained_sentence(name: str, found: Explained | None) -> str:
-    """Says what a predictor explains of the students' mAP, by the interval of its slope."""
+    """Say what a predictor explains of the students' mAP, by the interval of its slope."""
     if found is None:
         return f'{name}: not enough teachers, or all the same, to fit a line.'
     if found.interval is None or found.slope_interval is None:
@@ -85,7 +85,7 @@ def explained_sentence(name: str, found: Explained | None) -> str:
 
 
 def rivals_sentence(name: str, a: Explained | None, other: str, b: Explained | None) -> str:
-    """Says which of two predictors explains more, by the interval of the difference of R²."""
+    """Say which of two predictors explains more, by the interval of the difference of R²."""
     if a is None or b is None:
         return f'{name} and {other} cannot be compared yet.'
     mean, interval = difference_of_explained(a, b)
@@ -103,7 +103,7 @@ def rivals_sentence(name: str, a: Explained | None, other: str, b: Explained | N
 
 
 def temperature_sentence(name: str, temperature: float, interval: Interval | None) -> str:
-    """Says how a teacher's confidence stands, by the interval of its fitted T."""
+    """Say how a teacher's confidence stands, by the interval of its fitted T."""
     if interval is None:
         return f'{name}: fitted T = {temperature:.2f}, without an interval.'
     facts = f'fitted T = {temperature:.2f}, 95 % interval {interval[0]:.2f} to {interval[1]:.2f}'
@@ -115,7 +115,7 @@ def temperature_sentence(name: str, temperature: float, interval: Interval | Non
 
 
 def chance_sentence(count: int, excluding: int) -> str:
-    """Says how many of several intervals would leave zero out by chance."""
+    """Say how many of several intervals would leave zero out by chance."""
     if count == 0:
         return ''
     return (
@@ -125,7 +125,7 @@ def chance_sentence(count: int, excluding: int) -> str:
 
 
 def power_sentence(sd: float, degrees: int, target: float, forms: Sequence[Power]) -> str:
-    """Says what the seeds can tell.
+    """Say what the seeds can tell.
 
     Args:
         sd: What neither cell nor seed explains, mAP in [0, 1].
