@@ -4,7 +4,7 @@ ResNet-18 students of the zoo's ResNet-101 teacher in the published protocol (18
 images), 5 seeds: 9 cells x 5 = 45 trainings on 8 GPUs each, and one measurement of the teacher. From
 a folder that holds data/coco:
 
-    python tools/study.py configs/studies/coco.py --list-commands
+    calkd study configs/studies/coco.py --list-commands
 
 prints a command for each run and a Slurm array of them. Each can be stopped and started again: it goes
 on from its last checkpoint, which is not bit for bit what it would have been.
