@@ -25,6 +25,8 @@ class Captured:
         weights: Of the labels, shape (N,).
         name: Prefix of the classifier's losses, '' where there is but one.
         factor: The head's own factor on this classifier's losses.
+        avg_factor: What the head divided its own classification loss by; None for the number of
+            samples that the loss counts.
     """
 
     student: Tensor
@@ -33,6 +35,7 @@ class Captured:
     weights: Tensor
     name: str = ''
     factor: float = 1.0
+    avg_factor: Tensor | float | None = None
 
 
 @dataclass(frozen=True)

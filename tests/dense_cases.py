@@ -9,6 +9,7 @@ import helpers
 import torch
 from cases import Captured, Case, Head
 from helpers import CLASSES
+from mmdet.models.dense_heads import RTMDetHead
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from torch import Tensor, nn
@@ -93,13 +94,16 @@ def capture(case: Case, student: nn.Module, teacher: nn.Module) -> list[Captured
     head = student.bbox_head
     maps: list[Tensor] = []
     targets: list[tuple] = []
+    avg_factors: list[Tensor | float | None] = []
     objectness: list[Tensor] = []
     for layer in classifiers(student):
         layer.register_forward_hook(lambda m, args, output: maps.append(output.detach()))
-    head.loss_cls.register_forward_hook(
-        lambda m, args, kwargs, output: targets.append((*args, kwargs.get('weight'))),
-        with_kwargs=True,
-    )
+
+    def note(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        targets.append((*args, kwargs.get('weight')))
+        avg_factors.append(kwargs.get('avg_factor'))
+
+    head.loss_cls.register_forward_hook(note, with_kwargs=True)
     if hasattr(head, 'loss_obj'):
         head.loss_obj.register_forward_hook(lambda m, args, output: objectness.append(args[1]))
     helpers.loss(student, case.batch())
@@ -109,11 +113,16 @@ def capture(case: Case, student: nn.Module, teacher: nn.Module) -> list[Captured
         labels = torch.cat([t[1][0] if isinstance(t[1], tuple) else t[1] for t in targets])
         given = [next((w for w in t[2:] if w is not None), None) for t in targets]
         weights = torch.ones(len(labels)) if None in given else torch.cat(given)
+    avg_factor = avg_factors[0]
+    if isinstance(head, RTMDetHead):
+        # It divides the sum over levels, after the loss module, by the sum of the qualities.
+        avg_factor = torch.cat([t[1][1] for t in targets]).sum().clamp(min=1)
     with torch.no_grad():
         data = teacher.data_preprocessor(copy.deepcopy(case.batch()), False)
         answers = teacher.bbox_head(teacher.extract_feat(data['inputs']))[0]
     cropped = [y[..., : x.shape[2], : x.shape[3]] for x, y in zip(maps, answers)]
-    return [Captured(_rows(maps), _rows(cropped, teacher.bbox_head.num_classes), labels, weights)]
+    logits = _rows(maps), _rows(cropped, teacher.bbox_head.num_classes)
+    return [Captured(*logits, labels, weights, avg_factor=avg_factor)]
 
 
 def _rows(maps: list[Tensor], num_classes: int = NUM_CLASSES) -> Tensor:

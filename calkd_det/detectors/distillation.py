@@ -20,7 +20,6 @@ from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.errors import ConfigError, did_you_mean
-from calkd_det.losses import call_loss
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
@@ -152,14 +151,7 @@ class DistillationMixin:
             prefix = f'{group.name}.' if group.name else ''
             for name, loss in self.distillation.items():
                 if loss.loss_weight != 0:
-                    logs[prefix + name] = group.factor * call_loss(
-                        loss,
-                        group.logits,
-                        teacher_logits,
-                        group.labels,
-                        group.weights,
-                        getattr(group, 'avg_factor', None),
-                    )
+                    logs[prefix + name] = group.factor * call_loss(loss, group, teacher_logits)
             logs.update(
                 {prefix + name: value for name, value in diagnose(group, teacher_logits).items()}
             )
@@ -219,6 +211,26 @@ def _arguments(cls: type) -> set[str]:
     """The arguments of a detector's constructor, by those of all its bases."""
     names = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
     return names - {'self', 'args', 'kwargs'}
+
+
+def call_loss(loss: nn.Module, samples: ClassifierSamples, teacher_logits: Tensor) -> Tensor:
+    """Call a distillation loss, with ``avg_factor`` where its ``forward`` takes it.
+
+    A user's own loss need not be a :class:`~calkd_det.losses.DistillationLoss`, and may take
+    four arguments only.
+
+    Args:
+        loss: One of :func:`build_losses`.
+        samples: N samples of the student.
+        teacher_logits: Calibrated, float, shape (N, K).
+
+    Returns:
+        The loss, a scalar, before ``samples.factor``.
+    """
+    inputs = (samples.logits, teacher_logits, samples.labels, samples.weights)
+    if 'avg_factor' in inspect.signature(loss.forward).parameters:
+        return loss(*inputs, avg_factor=samples.avg_factor)
+    return loss(*inputs)
 
 
 def build_losses(cfg: Any) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 # A loss of a plain detector: registered here, and no part of distillation.
 from calkd_det.losses import smoothed_cross_entropy_loss  # noqa: F401
-from calkd_det.losses.base import DistillationLoss, call_loss
+from calkd_det.losses.base import DistillationLoss
 from calkd_det.losses.binary_kd_loss import BinaryKDLoss, binary_kd_loss
 from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss
 from calkd_det.losses.kd_loss import KDLoss, kd_loss
@@ -20,7 +20,6 @@ __all__ = [
     'LogitStandardizationKDLoss',
     'MLLDLoss',
     'binary_kd_loss',
-    'call_loss',
     'dkd_loss',
     'kd_loss',
     'logit_standardization_kd_loss',

@@ -104,21 +104,3 @@ class DistillationLoss(nn.Module, ABC):
     def extra_repr(self) -> str:
         names = inspect.signature(type(self)).parameters
         return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
-
-
-def call_loss(
-    loss: nn.Module,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    avg_factor: AvgFactor = None,
-) -> Tensor:
-    """Call a distillation loss, with ``avg_factor`` where its ``forward`` takes it.
-
-    A user's own loss need not be a :class:`DistillationLoss` and may take four arguments only.
-    """
-    inputs = (student_logits, teacher_logits, labels, weights)
-    if 'avg_factor' in inspect.signature(loss.forward).parameters:
-        return loss(*inputs, avg_factor=avg_factor)
-    return loss(*inputs)

@@ -166,7 +166,7 @@ def reference_loss(loss: nn.Module, seen: Captured, teacher: Tensor) -> Tensor:
     """
     student, weights = seen.student.double(), seen.weights.double()
     if type(loss).__name__ != 'KDLoss':
-        return loss(student, teacher, seen.labels, weights)
+        return loss(student, teacher, seen.labels, weights, seen.avg_factor)
     log_s = (student / loss.tau).log_softmax(dim=1)
     log_t = (teacher / loss.tau).log_softmax(dim=1)
     divergence = (log_t.exp() * (log_t - log_s)).sum(dim=1)

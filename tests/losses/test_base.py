@@ -10,8 +10,9 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from calkd_det.detectors.distillation import call_loss
 from calkd_det.errors import ConfigError
-from calkd_det.losses import DistillationLoss, call_loss
+from calkd_det.losses import DistillationLoss
 from calkd_det.losses.base import AvgFactor
 from calkd_det.taps import ClassifierSamples
 
@@ -54,12 +55,17 @@ class PlainLoss(nn.Module):
 INPUTS = (torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0, 3]), torch.ones(2))
 
 
+def group(avg_factor: AvgFactor) -> ClassifierSamples:
+    locations = torch.zeros(1, 2)
+    return ClassifierSamples(INPUTS[0], *INPUTS[2:], locations, 'sigmoid', avg_factor=avg_factor)
+
+
 def test_a_loss_with_the_base_class() -> None:
     loss = OwnLoss(tau=2, scale=0, loss_weight=0.5)
     assert (loss.tau, loss.scale, loss.loss_weight) == (2.0, 0.0, 0.5)
     assert repr(loss) == 'OwnLoss(tau=2.0, scale=0.0, loss_weight=0.5)'
     assert loss(*INPUTS, avg_factor=4.0) == 0.5 * 6 / 4
-    assert call_loss(loss, *INPUTS, avg_factor=torch.tensor(4.0)) == 0.5 * 6 / 4
+    assert call_loss(loss, group(torch.tensor(4.0)), INPUTS[1]) == 0.5 * 6 / 4
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_computes_outside_of_autocast() -> None:
 
 @pytest.mark.parametrize('avg_factor', [None, 4.0])
 def test_a_loss_of_four_arguments(avg_factor: float | None) -> None:
-    assert call_loss(PlainLoss(), *INPUTS, avg_factor=avg_factor) == 0.5
+    assert call_loss(PlainLoss(), group(avg_factor), INPUTS[1]) == 0.5
 
 
 @pytest.fixture
@@ -119,14 +125,5 @@ def test_a_detector_passes_the_divisor_of_the_head_on(teacher_config: Any, teach
     detector = helpers.build(cfg)
     detector.distillation = {'loss_kd': OwnLoss()}
 
-    class Answers:
-        roi_fraction = 1.0
-
-        def __call__(self, *args: Any) -> list[Tensor]:
-            return [INPUTS[1]]
-
-    detector.teacher = Answers()
-    group = ClassifierSamples(INPUTS[0], *INPUTS[2:], torch.zeros(1, 2), 'sigmoid')
-    object.__setattr__(group, 'avg_factor', 4.0)
-    logs = detector.distillation_losses(torch.zeros(1, 3, 8, 8), [(8, 8)], [group])
-    assert logs['loss_kd'] == 6 / 4
+    detector.teacher = lambda feats, samples: [INPUTS[1].clone()]
+    assert detector.distillation_losses((), [group(4.0)])['loss_kd'] == 6 / 4
