@@ -12,7 +12,6 @@ import calkd_det
 
 PACKAGE = Path(calkd_det.__file__).parent
 
-FOR_ALL = {'config', 'errors', 'safe_loading', 'stack', 'version'}
 ENTRY_POINTS = {'__init__', '__main__'}
 BELOW = {
     'taps': set(),
@@ -79,11 +78,15 @@ def imports_of_package(package: Path) -> Iterator[tuple[tuple[str, ...], tuple[s
 
 
 def wrong_folders(package: Path) -> list[str]:
-    """Return a sentence for each import that points to a folder above or beside its own."""
+    """Return a sentence for each import that points to a folder above or beside its own.
+
+    The modules of the package itself, such as ``errors``, may be imported by all.
+    """
+    for_all = {path.stem for path in package.glob('*.py')} - ENTRY_POINTS
     sentences = []
     for importer, imported, sentence in imports_of_package(package):
         layer, target = importer[0], imported[0]
-        if layer in ENTRY_POINTS or target == layer or target in FOR_ALL:
+        if layer in ENTRY_POINTS or target == layer or target in for_all:
             continue
         if target not in BELOW.get(layer, set()):
             sentences.append(sentence)
