@@ -26,8 +26,6 @@ BELOW = {
 }
 BELOW['commands'] = {*BELOW, 'calkd_det'}
 
-KNOWN_EXCEPTIONS = {('study', 'demo')}
-
 DATA_AND_REPORTS = (
     'PIL',
     'cv2',
@@ -101,7 +99,7 @@ def wrong_commands(package: Path) -> list[str]:
         if importer[0] != 'commands' or imported[0] != 'commands' or len(imported) == 1:
             continue
         pair = (importer[1], imported[1])
-        if folders.issuperset(pair) and pair[0] != pair[1] and pair not in KNOWN_EXCEPTIONS:
+        if folders.issuperset(pair) and pair[0] != pair[1]:
             sentences.append(sentence)
     return sentences
 
@@ -162,10 +160,7 @@ def test_each_way_to_import_a_folder_is_found(small_package: Path, code: str) ->
 
 
 @pytest.mark.parametrize('code', ['from ..demo import plan', 'import calkd_det.commands.demo.plan'])
-def test_each_way_to_import_a_command_is_found(
-    small_package: Path, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    monkeypatch.setitem(globals(), 'KNOWN_EXCEPTIONS', set())
+def test_each_way_to_import_a_command_is_found(small_package: Path, code: str) -> None:
     (small_package / 'commands' / 'study' / 'plan.py').write_text(f'{code}\n')
     (sentence,) = wrong_commands(small_package)
     assert sentence.startswith('commands/study/plan.py imports calkd_det.commands.demo')
