@@ -57,8 +57,9 @@ def binary_kd_loss(
         1. The plain divergence. A temperature above one, T of the calibrator or tau, draws the
         scores of all background towards 1/2, and their number makes this the greatest part.
 
-    Memory: see :func:`~calkd_det.losses.binary_divergence.binary_divergence`; ``'foreground'``
-    computes nothing of the background.
+    Memory: see :func:`~calkd_det.losses.binary_divergence.binary_divergence`. ``'foreground'``
+    selects the foreground first: nothing is computed of the background, and on a GPU the host
+    waits for the selection once.
 
     Args:
         student_logits: Float, shape (N, C).
