@@ -114,18 +114,21 @@ def _divergence_and_slope(
     student: Tensor, teacher: Tensor, scale_by_difference: bool, needs_gradient: bool
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Return each sample's divergence, (n,), and its slopes by the student's logits, (n, C)."""
+    # The divergence is that of the scores of "no", too. Of the two, the one whose teacher's logit
+    # is below zero loses no digits where both scores are near 0 or near 1.
+    sign = torch.where(teacher > 0, -1.0, 1.0)
+    student, teacher = student * sign, teacher * sign
     student_score, teacher_score = student.sigmoid(), teacher.sigmoid()
-    # Of the forms of the divergence, this one loses no digits where both logits are far below
-    # zero, as on nearly all of the background, and is exactly zero where they are the same.
+    # In this form it is exactly zero where the logits are the same.
     divergence = F.softplus(student).sub_(F.softplus(teacher))
     divergence.addcmul_(teacher_score, student - teacher, value=-1)
     difference = student_score - teacher_score
     if not scale_by_difference:
-        return divergence.sum(dim=1), difference
+        return divergence.sum(dim=1), difference.mul_(sign)
     slope = None
     if needs_gradient:
         slope = student_score.addcmul_(student_score, student_score, value=-1).mul_(divergence)
-        slope = slope.addcmul_(difference, difference).copysign_(difference)
+        slope = slope.addcmul_(difference, difference).copysign_(difference).mul_(sign)
     return divergence.mul_(difference.abs_()).sum(dim=1), slope
 
 

@@ -76,10 +76,13 @@ def test_gradcheck(weighting: str) -> None:
 @every_weighting
 @pytest.mark.parametrize(
     ('shift', 'size'),
-    [(-30, 30), (-8, 0.1), (-8, 1), (-5, 0.1), (-5, 1), (0, 1), (0, 30), (3, 1), (8, 30)],
+    [
+        *((-30, 30), (-8, 0.1), (-8, 1), (-5, 0.1), (-5, 1), (0, 1)),
+        *((0, 30), (3, 1), (5, 0.1), (8, 0.1), (8, 1), (8, 30)),
+    ],
 )
 def test_float32_keeps_its_digits(weighting: str, shift: float, size: float) -> None:
-    """The background of a dense head lies far below zero, and often close to the teacher's."""
+    """Scores of a dense head lie near 0, some near 1, and often close to the teacher's."""
     z_s, z_t, labels, weights = samples(400, 20)
     z_s, z_t = shift + size * z_s / 4, shift + size * z_t / 4
     exact = z_s.double().requires_grad_()
