@@ -17,6 +17,7 @@ from calkd_det.commands.study.selection import select
 from calkd_det.commands.study.settings import Study, parse_study
 from calkd_det.commands.study.state import checkpoint_of
 from calkd_det.commands.study.tables import cell_table
+from calkd_det.commands.study.wording import percent
 from calkd_det.config import config_path
 from calkd_det.errors import ConfigError
 
@@ -99,7 +100,10 @@ def write_demo_report(study: Study) -> Report:
     plot_curves(students).savefig(study.work_dir / 'curves.png')
     study.page.write_text(_empty_page(study, sentence), 'utf-8')
     write_reports([study])
-    return Report(study.page, f'{cell_table(selection)}\n\n{sentence}\n{CAUTION}')
+    teacher = (
+        f'The teacher has an mAP of {percent(selection.teachers["teacher"]["metrics"]["mAP"])}.'
+    )
+    return Report(study.page, f'{cell_table(selection)}\n\n{teacher} {sentence}\n{CAUTION}')
 
 
 def _draw_detections(study: Study, runs: Mapping[str, Run]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +93,8 @@ def detect(config: str | Path, checkpoint: str, images: dict[int, Path]) -> dict
     Returns:
         Its detections by image id.
     """
-    detector = init_detector(str(config), checkpoint, device='cpu')
+    with redirect_stdout(io.StringIO()):  # mmengine prints the path
+        detector = init_detector(str(config), checkpoint, device='cpu')
     found = {}
     for image_id, path in images.items():
         boxes = inference_detector(detector, str(path)).pred_instances.cpu().numpy()

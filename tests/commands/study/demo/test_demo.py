@@ -28,6 +28,7 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path: Path) -> None:
     folder = tmp_path / 'runs' / 'demo'
     assert first.stdout.rstrip().endswith('report: runs/demo/report.md')
     assert '0 of 4 runs are done' in first.stdout
+    assert 'The teacher has an mAP of ' in first.stdout
     text = (folder / 'report.md').read_text('utf-8')
     assert 'its detections are exactly the same.' in text
     assert 'One seed proves nothing' in text
