@@ -1,13 +1,16 @@
-"""Measure memory and time of the losses of a dense head."""
+"""``calkd benchmark-loss`` as a file."""
 
 from __future__ import annotations
 
 import sys
-import warnings
+from collections.abc import Sequence
 
-warnings.filterwarnings('ignore')  # mmengine's, mmcv's and torch's own
+from calkd_cli.main import run_command
 
-from calkd_det.commands.benchmark.loss_cost import main  # noqa: E402
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command('benchmark-loss', argv)
+
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,26 +156,3 @@ def cost_table(costs: Sequence[LossCost], samples: int, classes: int, dtype: tor
         for cost in costs
     ]
     return '\n'.join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description='Measure memory and time of the losses of a dense head, on random logits and '
-        'the CPU.'
-    )
-    parser.add_argument('--samples', type=int, default=50_000, help='default: %(default)s')
-    parser.add_argument('--classes', type=int, default=80, help='default: %(default)s')
-    parser.add_argument('--rounds', type=int, default=5, help='default: %(default)s')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        '--dtype',
-        choices=['float32', 'float16', 'bfloat16'],
-        default='float32',
-        help='of the logits; default: %(default)s',
-    )
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
-    costs = measure_losses(args.samples, args.classes, dtype, args.rounds)
-    print(cost_table(costs, args.samples, args.classes, dtype))
-    return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from calkd_det.commands.benchmark.loss_cost import loss_memory, main, measure_losses, traced_bytes
+from calkd_cli import main
+from calkd_det.commands.benchmark.loss_cost import loss_memory, measure_losses, traced_bytes
 
 
 def test_traced_bytes() -> None:
@@ -44,7 +45,7 @@ def test_every_loss_is_measured() -> None:
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     argv = ['--samples', '500', '--classes', '7', '--rounds', '1', '--dtype', 'bfloat16']
-    assert main([*argv, '--threads', str(threads)]) == 0
+    assert main(['benchmark-loss', *argv, '--threads', str(threads)]) == 0
     text = capsys.readouterr().out
     assert text.startswith('Logits of 500 samples and 7 classes, bfloat16')
     assert "| mmdet's QualityFocalLoss |" in text
