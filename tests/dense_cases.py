@@ -174,7 +174,6 @@ CASES: list[Case] = [
     _case('RetinaNet, BatchNorm by level'),
     _case('ATSS', 'GFL'),
     _case('GFL', 'FCOS'),
-    _case('RTMDet', 'RTMDet-Ins'),
 ]
 # Heads that the taps are tried on, beside those of the detectors above.
 READ: list[Case] = [_case(name) for name in TEACHERS_ONLY]

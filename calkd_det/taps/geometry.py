@@ -58,7 +58,7 @@ class Geometry:
     def __str__(self) -> str:
         """Say in words what is classified, for the user."""
         if self.kind == 'RoIs':
-            return f'{self.question} of RoIs'
+            return self.kind
         strides = ', '.join(format_size(*stride) for stride in self.strides)
         if self.kind == 'locations':
             return f'{self.question} of each location of strides {strides}, {self._offset()}'

@@ -265,14 +265,18 @@ class TestEveryDetector:
         assert not [name for name in asked if re.search(case.head.not_asked, name)]
         if 'stages' not in case.teacher_options:
             assert all(asked[name] for name in kept)
-            assert sum(asked[name] for name in kept) == sum(predicted[name] for name in kept)
+            boxes_too = 0  # RTMDet-Ins computes classes and boxes by the same convolutions
+            if case.name == 'RTMDet-Ins':
+                boxes_too = sum(asked[name] for name in kept if '.cls_convs.' in name)
+            count = sum(asked[name] for name in kept) + boxes_too
+            assert count == sum(predicted[name] for name in kept)
 
     def test_nothing_is_left_behind(self, case: Case, detector: nn.Module) -> None:
         student = plain(case, like=detector)
         helpers.loss(student, case.batch())
         helpers.loss(detector, case.batch())
         with pytest.raises((TypeError, AttributeError)):
-            detector.loss(torch.zeros(1, 3, 64, 64), None)
+            detector.loss(torch.zeros(2, 3, 64, 64), None)
         for (name, ours), theirs in zip(detector.named_modules(), student.modules()):
             assert not ours._forward_hooks
             assert not ours._forward_pre_hooks

@@ -394,6 +394,12 @@ def test_what_is_classified_in_words(name: str, words: str) -> None:
     assert str(geometry(name)) == words
 
 
+def test_rtmdet_and_its_instance_head_can_answer_each_other() -> None:
+    boxes, instances = geometry('RTMDet'), geometry('RTMDet-Ins')
+    assert boxes.can_answer(instances)
+    assert boxes.has_points_of(instances)
+
+
 def test_points_beside_the_cells_corner_in_words() -> None:
     quarter = Geometry('locations', strides=((8.0, 8.0),), points=((2.0, 2.0),))
     assert str(quarter).endswith('0.25 strides from the corner of the cell')
