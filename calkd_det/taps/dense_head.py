@@ -183,7 +183,7 @@ class DenseHeadTap(Tap):
         head = detector.bbox_head
         strides = self.geometry(detector).strides
         # Deformable convolutions need maps of three cells.
-        sizes = [(max(3, 24 >> level), max(3, 16 >> level)) for level in range(len(strides))]
+        sizes = [(max(3, 8 >> level), max(4, 6 >> level)) for level in range(len(strides))]
         feats = random_features(sizes, head.in_channels)
         logits = join([rows(maps, head.num_classes) for maps in head(feats)[0]])
         return feats, [
