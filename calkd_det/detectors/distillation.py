@@ -28,7 +28,7 @@ RESUME_KEY = 'calkd_teacher'  # in the message hub, which checkpoints carry
 
 
 class DistillationMixin:
-    """Adds a calibrated teacher's loss to the losses of the detector class it is mixed into.
+    """A detector class with a calibrated teacher, whose losses are added to its own.
 
     Put before the mmdet detector among the bases::
 
@@ -42,8 +42,8 @@ class DistillationMixin:
         teacher: ``dict(config=..., checkpoint=..., calibrator=...)``, see
             :class:`~calkd_det.teachers.FrozenTeacher`. Loaded when training starts.
         distillation: Config of a distillation loss, which is logged as ``loss_kd``; or a dict of
-            several by name, logged as ``loss_kd_<name>``. None is the plain student; left out,
-            it is the same with a warning.
+            several by name, logged as ``loss_kd_<name>``. None trains the plain student. So does a
+            missing key, with a warning.
 
     Raises:
         ConfigError: A key is unknown, missing, mistyped or out of range, ``distillation`` comes
@@ -85,7 +85,7 @@ class DistillationMixin:
         self._told_alone = False
 
     def init_weights(self) -> None:
-        """Initialises the student as the plain detector does, then loads the teacher."""
+        """Initialise the student as the plain detector does, then load the teacher."""
         super().init_weights()
         self._tell_alone()
         if self.distilling:
@@ -97,11 +97,12 @@ class DistillationMixin:
         return any(loss.loss_weight != 0 for loss in self.distillation.values())
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any) -> dict:
-        """The plain detector's losses, and those of distillation.
+        """Compute the plain detector's losses and those of distillation.
 
         Args:
             batch_inputs: Normalised images, float, shape (B, 3, H, W).
             batch_data_samples: Annotations and meta information of each image.
+            **kwargs: Passed to the plain detector's loss.
 
         Returns:
             Losses by name, and diagnostics under names without ``loss``.
@@ -158,7 +159,7 @@ class DistillationMixin:
         return logs
 
     def _tell_alone(self) -> None:
-        if not (self.distillation or self._told_alone):  # a weight of 0 is told when it is built
+        if not (self.distillation or self._told_alone):  # build_losses logs a weight of 0
             self._told_alone = True
             tell_training_alone(self, self._alone_by_choice)
 
@@ -166,7 +167,7 @@ class DistillationMixin:
         self.teacher.build(self, self._class_names(), training_dataset())
 
     def _check_resume(self) -> None:
-        """Says in the log where a resumed run has another teacher than it had before."""
+        """Warn where a resumed run has another teacher than it was started with."""
         self._checked_resume = True
         hub = MessageHub.get_current_instance()
         losses = ', '.join(map(str, self.distillation.values()))
@@ -208,7 +209,7 @@ class DistillationMixin:
 
 
 def _arguments(cls: type) -> set[str]:
-    """The arguments of a detector's constructor, by those of all its bases."""
+    """Return the arguments of a detector's constructor and of those of its bases."""
     names = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
     return names - {'self', 'args', 'kwargs'}
 
@@ -234,7 +235,7 @@ def call_loss(loss: nn.Module, samples: ClassifierSamples, teacher_logits: Tenso
 
 
 def build_losses(cfg: Any) -> dict[str, nn.Module]:
-    """Builds one loss, or a dict of several, under the names they are logged by."""
+    """Build one loss, or a dict of several, by the names that they are logged under."""
     if cfg is None:
         return {}
     key = 'model.distillation'

@@ -89,7 +89,7 @@ class TeacherEvidence:
         for text in self._warnings(judgement, detector, step == self._last_step):
             print_log(
                 f'{text}. Judged by {int(number)} foreground samples of the first {step} steps; '
-                'tools/doctor.py looks closer.',
+                'calkd doctor CONFIG looks closer.',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -156,7 +156,7 @@ def prepare_detector(detector: nn.Module, tap: Tap) -> nn.Module:
 
 
 class FrozenTeacher:
-    """Holds what a config says of a teacher, and the network once :meth:`build` has made it.
+    """What a config says of a teacher, and its network once :meth:`build` has made it.
 
     It is no ``nn.Module``, so that the student that holds it has neither its weights nor its
     mode: nothing of it is in the student's state dict, optimizer, gradient clipping, EMA or
@@ -220,7 +220,7 @@ class FrozenTeacher:
 
     @classmethod
     def from_config(cls, cfg: Any) -> FrozenTeacher:
-        """Builds the holder from the ``teacher`` dict of a model's config.
+        """Build the holder from the ``teacher`` dict of a model's config.
 
         Raises:
             ConfigError: An unknown or missing key, or see the constructor.
@@ -236,13 +236,13 @@ class FrozenTeacher:
         student_classes: Sequence[str] | None = None,
         train_dataset: Any = None,
     ) -> None:
-        """Reads config and weights and makes the network fit the student.
+        """Read config and weights, and make the network fit the student.
 
         The state of torch's random number generator is kept, so that a distilled student gets
         the initial weights and the sampling that the plain one would.
 
         Args:
-            student: The detector that will be distilled; it says where the network is to live.
+            student: The detector that will be distilled.
             student_classes: Its class names, None if unknown.
             train_dataset: The data set that it trains on, built or as a config; None if unknown.
 
@@ -315,7 +315,7 @@ class FrozenTeacher:
             print_log(
                 f'model.teacher.calibrator: {self.calibrator} makes the teacher less confident. '
                 'Under sigmoid that raises the scores of all background, of which there is most: '
-                'fit T with tools/calibrate_teacher.py.',
+                'fit T with calkd calibrate.',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -373,7 +373,7 @@ class FrozenTeacher:
 
 
 def build_detector(source: TeacherSource) -> nn.Module:
-    """Builds a teacher's whole detector, without its weights.
+    """Build a teacher's whole detector, without its weights.
 
     Raises:
         TeacherError: mmdet cannot build it.

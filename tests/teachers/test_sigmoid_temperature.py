@@ -45,4 +45,4 @@ def test_a_less_confident_dense_teacher_is_warned_of(
     detector.init_weights()
     sentences = [text for text in warnings if 'makes the teacher less confident' in text]
     assert len(sentences) == told
-    assert all('fit T with tools/calibrate_teacher.py' in text for text in sentences)
+    assert all('fit T with calkd calibrate' in text for text in sentences)

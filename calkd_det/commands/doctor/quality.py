@@ -205,6 +205,6 @@ def check_calibration(
     text += (
         f' (top-label, 15 bins, {result.num_samples} samples of {len(data.dataset)} images); of '
         f'least NLL on them is T = {format_temperature(result.fit)}. For information: fit T on '
-        'held-out images with tools/calibrate_teacher.py; the best T for a student may be another'
+        'held-out images with calkd calibrate; the best T for a student may be another'
     )
     yield Finding('ok', 'calibration', text)
