@@ -11,12 +11,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/oracles
 
-.PHONY: help demo study-smoke test lint format env clean
+.PHONY: help demo study-smoke docs test lint format env clean
 
 help:
 	@echo 'make demo   train teacher, student, KD and CalKD on the embedded data; report in work_dirs/demo'
 	@echo 'make test   lint and run every test'
 	@echo 'make study-smoke  a study of four cells in minutes; report in work_dirs/study-smoke'
+	@echo 'make docs   build the site, strictly, into site/'
 	@echo 'make env    only create the environment in $(VENV)'
 	@echo 'make clean  remove the environment and all that was trained'
 
@@ -26,6 +27,9 @@ demo: $(READY)
 study-smoke: $(READY)
 	$(VENV)/bin/calkd study configs/studies/smoke.py
 	$(VENV)/bin/calkd study configs/studies/smoke.py --report
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 test: lint $(ORACLES)/.ready
 	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile
@@ -41,12 +45,12 @@ format: $(READY)
 
 env: $(READY)
 
-$(READY): requirements/tested.txt setup.py pyproject.toml
+$(READY): requirements/tested.txt requirements/docs.txt setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "CalKD-Det is tested with Python 3.11; name it: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip 'setuptools>=77.0.3,<82' wheel ninja psutil
 	$(PIP) install $(TORCH)
-	$(PIP) install --no-deps -r requirements/tested.txt
+	$(PIP) install --no-deps -r requirements/tested.txt -r requirements/docs.txt
 	@echo 'Compiling the operators of mmcv, if pip has no wheel of them yet: about ten minutes'
 	MMCV_WITH_OPS=1 $(PIP) install --no-deps --no-build-isolation $(MMCV)
 	$(PIP) install --no-deps --no-build-isolation --editable .
