@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -11,6 +12,28 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+VERSION = runpy.run_path(str(ROOT / 'calkd_det' / 'version.py'))['__version__']
+# The address of the repository on a forge, without a slash at the end; empty while it has none.
+REPOSITORY = ''
+URLS = {'Paper': 'https://doi.org/10.1109/ACCESS.2025.3585106'}
+if REPOSITORY:
+    URLS |= {'Source': REPOSITORY, 'Changelog': f'{REPOSITORY}/blob/v{VERSION}/CHANGELOG.md'}
+
+
+def readme_for_index(repository: str) -> str:
+    """Return the README with links that work outside the repository.
+
+    Links to files of the repository lead to ``repository`` at the tag of this version. Without an
+    address they become their text, and pictures are left out.
+
+    Args:
+        repository: ``https://HOST/OWNER/NAME``, or an empty string.
+    """
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    picture = rf'![\1]({repository}/raw/v{VERSION}/\2)' if repository else ''
+    link = rf'[\1]({repository}/blob/v{VERSION}/\2)' if repository else r'\1'
+    text = re.sub(r'!\[([^\]]*)\]\((?![a-z]+:)([^)]+)\)', picture, text)
+    return re.sub(r'(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)]+)\)', link, text)
 
 
 class BuildWithMim(build_py):
@@ -40,17 +63,21 @@ class BuildWithMim(build_py):
 
 setup(
     name='calkd-det',
-    version=runpy.run_path(str(ROOT / 'calkd_det' / 'version.py'))['__version__'],
+    version=VERSION,
     description='Knowledge distillation from calibrated teachers for MMDetection',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description=readme_for_index(REPOSITORY),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    project_urls=URLS,
     keywords='object detection, knowledge distillation, calibration, MMDetection',
     classifiers=[
-        'Programming Language :: Python :: 3',
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.11',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
-    python_requires='>=3.9',
+    python_requires='>=3.11',  # the one that the tests run with
     packages=find_packages(include=['calkd_cli', 'calkd_cli.*', 'calkd_det', 'calkd_det.*']),
     entry_points={'console_scripts': ['calkd = calkd_cli:main']},
     cmdclass={'build_py': BuildWithMim},
@@ -61,7 +88,7 @@ setup(
         'mmdet': ['torch>=2.1', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
         'mini-data': ['scikit-learn'],
         'tests': ['pytest', 'pytest-xdist', 'hypothesis', 'torchmetrics', 'build', 'ruff'],
-        'docs': ['mkdocs'],
+        'docs': ['mkdocs-material', 'mkdocstrings-python', 'latex2mathml'],
     },
     zip_safe=False,
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 import calkd_det
 
@@ -32,6 +36,15 @@ def run(*command: str, cwd: Path) -> None:
 @pytest.mark.slow
 def test_a_wheel_made_from_the_source_distribution_has_everything(tmp_path: Path) -> None:
     run(sys.executable, '-m', 'build', '--no-isolation', '-o', str(tmp_path), cwd=ROOT)
+    (archive,) = tmp_path.glob('*.tar.gz')
+    with tarfile.open(archive) as source:
+        sources = {name.partition('/')[2] for name in source.getnames()}
+    # The tests are there with all that they read, not in part.
+    whole = tracked(*(f'{folder}/**/*.*' for folder in ('tests', 'docs', 'configs', 'tools')))
+    single = {'CITATION.cff', 'CONTRIBUTING.md', 'Makefile', 'README.md', 'mkdocs.yml'}
+    assert whole | single | tracked('calkd_det/**/*.py', 'requirements/*') <= sources
+    assert not [name for name in sources if '.mim' in name or '__pycache__' in name]
+
     (wheel,) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
     assert tracked('calkd_det/**/*.py', 'calkd_cli/**/*.py') <= names
@@ -55,6 +68,37 @@ def test_a_wheel_made_from_the_source_distribution_has_everything(tmp_path: Path
     script = (target / 'bin' / 'calkd').read_text('utf-8')
     assert 'from calkd_cli import main' in script
     run(sys.executable, '-c', f'import sys; sys.path.insert(0, {str(target)!r}); {code}', cwd='/')
+
+
+@pytest.fixture
+def arguments(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What ``setup.py`` gives to setuptools, and its own names."""
+    given: dict = {}
+    monkeypatch.setattr(setuptools, 'setup', lambda **arguments: given.update(arguments))
+    names = runpy.run_path(str(ROOT / 'setup.py'), run_name='__main__')
+    return {**names, **given}
+
+
+def test_the_version_is_that_of_the_package_everywhere(arguments: dict) -> None:
+    assert arguments['version'] == calkd_det.__version__
+    citation = (ROOT / 'CITATION.cff').read_text('utf-8')
+    assert re.findall(r'^version: (.*)$', citation, re.MULTILINE) == [calkd_det.__version__]
+    changelog = (ROOT / 'CHANGELOG.md').read_text('utf-8')
+    assert re.search(r'^## (\S+)', changelog, re.MULTILINE)[1] == calkd_det.__version__
+
+
+@pytest.mark.parametrize('repository', ['', 'https://example.org/some/where'])
+def test_links_of_the_readme_work_on_an_index(arguments: dict, repository: str) -> None:
+    text = arguments['readme_for_index'](repository)
+    original = (ROOT / 'README.md').read_text('utf-8')
+    links = re.findall(r'\]\(([^)]+)\)', text)
+    assert all(link.startswith(('https://', '#')) for link in links)
+    relative = [link for link in re.findall(r'\]\(([^)]+)\)', original) if ':' not in link]
+    assert any(link.endswith('.png') for link in relative)
+    for link in relative:
+        assert (f'/v{calkd_det.__version__}/{link}' in text) == bool(repository)
+    fences = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
+    assert fences.findall(text) == fences.findall(original)
 
 
 def test_the_install_at_hand_has_the_mim_folder() -> None:
