@@ -21,6 +21,7 @@ DIRECTIVE = re.compile(
     r'(?P<body>(?:(?P=indent) +\S.*\n|[ ]*\n)*)',
     re.MULTILINE,
 )
+EXAMPLE = re.compile(r'^Example:$', re.MULTILINE)
 CODE_FOLLOWS = re.compile(r'::[ ]*$', re.MULTILINE)
 
 
@@ -62,7 +63,7 @@ def translate(text: str, scope: griffe.Object) -> str:
     """
     text = DIRECTIVE.sub(_directive, text + '\n').rstrip('\n')
     text = LINK.sub(r'[\g<text>](\g<url>)', text)
-    text = CODE_FOLLOWS.sub(':', text)
+    text = EXAMPLE.sub('Examples:', CODE_FOLLOWS.sub(':', text))
     return ROLE.sub(lambda match: _role(match['role'], match['text'], scope), text)
 
 

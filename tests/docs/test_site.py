@@ -88,6 +88,8 @@ def test_docstrings_are_translated(site: Path) -> None:
     losses = read(site / 'reference' / 'losses.html')
     assert {'math', 'mfrac'} <= losses.tags
     assert 'admonition' in losses.classes
+    # Doctests are highlighted as such, with a prompt of their own.
+    assert 'gp' in losses.classes
 
 
 @pytest.mark.slow
