@@ -1,4 +1,4 @@
-"""Taps: one file a head family, one entry in :data:`TAPS`."""
+"""Taps: one file and one entry in :data:`TAPS` for each family of heads."""
 
 from __future__ import annotations
 

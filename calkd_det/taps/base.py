@@ -1,4 +1,4 @@
-"""What a tap is: how to read a head's classifier, and how to put the same question to another."""
+"""Base class of taps, which read classifiers and run others on the same samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
 class Tap(ABC):
-    """Knows one family of heads, and no detector in particular: every method is given one.
+    """Base class of taps. A tap reads the classifiers of one family of heads.
+
+    A tap holds no detector: every method is given one.
 
     Attributes:
-        head_names: The heads that it supports, for the sentence that refuses another.
-        set_descriptions: What the samples are, by their name in :meth:`sample_sets`; for a report.
+        head_names: The supported heads, for the error message about another head.
+        set_descriptions: Descriptions of the sets of :meth:`sample_sets` for a report, by name.
     """
 
     head_names: str
@@ -26,25 +28,25 @@ class Tap(ABC):
 
     @abstractmethod
     def supports(self, detector: nn.Module) -> bool:
-        """Whether the detector's head is of this family."""
+        """Return whether the detector's head is of this family."""
 
     def is_tried(self, detector: nn.Module) -> bool:
         """Return whether the tests of the taps run on the detector's head.
 
-        One that they do not run on is checked before it is believed, see :meth:`example`.
+        Any other head is checked before it is used, see :meth:`example`.
         """
         return False
 
     @abstractmethod
     def num_classes(self, detector: nn.Module) -> int:
-        """The number of foreground classes C of the detector's classifier."""
+        """Return the number C of foreground classes of the detector's classifier."""
 
     @abstractmethod
     def activation(self, detector: nn.Module) -> Activation:
-        """How the detector's head turns class logits into scores."""
+        """Return how the detector's head turns class logits into scores."""
 
     def classifiers(self, detector: nn.Module) -> tuple[str, ...]:
-        """The names of the detector's classifiers, in the order of :meth:`record`."""
+        """Return the names of the detector's classifiers, in the order of :meth:`record`."""
         return ('',)
 
     @abstractmethod
@@ -53,27 +55,27 @@ class Tap(ABC):
 
     @abstractmethod
     def record(self, detector: nn.Module) -> AbstractContextManager[list[ClassifierSamples]]:
-        """Records what the classifier sees while the detector computes its loss.
+        """Record the samples of each classifier while the detector computes its loss.
 
         Returns:
-            A context manager. It gives a list that is empty inside the block, and on leaving it
-            holds one :class:`ClassifierSamples` for each classifier that ran. Nothing stays
-            behind on the detector.
+            A context manager that gives a list. The list is empty inside the block. After the
+            block it holds one :class:`ClassifierSamples` for each classifier that ran, and the
+            detector has no hook of the tap left.
         """
 
     @abstractmethod
     def keep_classifier(self, detector: nn.Module) -> None:
-        """Removes, in place, every part of a frozen detector that :meth:`classify` does not run."""
+        """Remove, in place, every part of a frozen detector that :meth:`classify` does not run."""
 
     def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Adds to a frozen detector's features what all its classifiers share.
+        """Add to a frozen detector's features what all its classifiers share.
 
         Args:
-            detector: The detector that answers, after :meth:`keep_classifier`.
+            detector: The detector that classifies, after :meth:`keep_classifier`.
             feats: Its feature maps of the batch, each (B, D, H, W).
 
         Returns:
-            The features that :meth:`classify` is given; floats of four dimensions, batch first.
+            The features for :meth:`classify`; floats of four dimensions, batch first.
         """
         return feats
 
@@ -81,12 +83,12 @@ class Tap(ABC):
     def classify(
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
     ) -> Tensor:
-        """Class logits that a detector gives to another one's samples.
+        """Compute a detector's class logits for the samples of another detector.
 
         Args:
-            detector: The detector that answers.
-            feats: Those of :meth:`prepare`, of the same batch.
-            samples: Whose ``locations`` and ``name`` say what is asked.
+            detector: The detector that classifies.
+            feats: Its features of the same batch, from :meth:`prepare`.
+            samples: The samples to classify. Only their ``locations`` and ``name`` are used.
 
         Returns:
             Logits, shape (N, C' + 1) or (N, C') with the C' classes of ``detector``.
@@ -96,35 +98,35 @@ class Tap(ABC):
     def example(
         self, detector: nn.Module
     ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
-        """Compute the whole head's own class logits of random features.
+        """Compute class logits of the whole head on random features.
 
-        What :meth:`classify` answers is compared with them, for a head that no test runs on.
+        For a head that no test runs on, the logits of :meth:`classify` are compared with them.
 
         Args:
-            detector: One without backbone and neck, in eval mode, on the CPU.
+            detector: A detector without backbone and neck, in eval mode, on the CPU.
 
         Returns:
-            Features as those of the neck, each (B, D, H, W), and for each classifier its samples
-            with the logits that the head gives them.
+            Features like those of the neck, each (B, D, H, W), and for each classifier its samples
+            with the logits that the head computes for them.
         """
 
     @abstractmethod
     def sample_sets(
         self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
     ) -> dict[str, ClassifierSamples]:
-        """The samples of a batch that a calibration looks at, without gradients.
+        """Return the samples of a batch for a calibration, without gradients.
 
-        The state of torch's random number generator is left changed.
+        The state of torch's random number generator changes.
 
         Args:
             detector: Any detector that the tap supports, in eval mode.
             images: Its normalised batch, shape (B, 3, H, W).
             data_samples: Annotations and meta information of each image, boxes in pixels of the
                 batched image.
-            seeds: One for each image: what the head samples of an image depends on its seed
-                alone, and not on the rest of the batch.
+            seeds: One for each image. The samples of an image depend on its seed alone, and not
+                on the rest of the batch.
 
         Returns:
             Samples by name; the first column of their ``locations`` is the index of the image.
-            ``distillation`` is what :meth:`record` gives, others are there for comparison.
+            ``distillation`` holds the samples of :meth:`record`. Other sets are for comparison.
         """

@@ -1,4 +1,4 @@
-"""The box heads of two-stage detectors: what their classifier sees, and it alone."""
+"""Box heads of two-stage detectors: record their samples, and run their classifier alone."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from calkd_det.taps.random_features import random_features, random_rois
 from calkd_det.taps.samples import Activation, ClassifierSamples
 
-# Every readable head has C + 1 logits, and mmdet turns them into scores by a softmax.
+# mmdet turns the C + 1 logits of every readable head into scores by a softmax.
 ACTIVATION: Activation = 'softmax'
 
 _REGRESSION = ('fc_reg', 'reg_', 'upsample_', 'res_block', 'conv_branch', 'loss_bbox')
 
 
 class BoxHeadRecord:
-    """What a box head is given and computes in a step: RoIs, logits, labels, weights.
+    """Record of a box head's RoIs, logits, labels and weights in one step.
 
-    Where the head runs several times (OHEM looks at every proposal before it samples), the last
-    run is the one that makes the loss.
+    Where the head runs several times, the last run is kept, because the loss is computed from it.
+    OHEM, for instance, runs the head on every proposal before it samples.
     """
 
     def __init__(self) -> None:
@@ -49,17 +49,21 @@ class BoxHeadRecord:
         self._extracted = args[1] if len(args) > 1 else kwargs['rois']
 
     def on_logits(self, module: nn.Module, args: tuple, output: tuple[Tensor, ...]) -> None:
-        # A mask branch may share the extractor: its RoIs come after the box head's run.
+        # A mask branch may share the extractor, and uses it after the box head has run.
         self._rois, self._logits = self._extracted, output[0]
         self._labels = self._weights = self._avg_factor = None
 
     def on_targets(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        # PISA looks at its loss of the foreground before the one that counts, without weights.
+        # PISA first calls loss_cls without weights, on the foreground. Only the last call is kept.
         self._logits, self._labels, self._weights = (*args, None)[:3]
         self._avg_factor = kwargs.get('avg_factor')
 
     def samples(self, name: str = '', factor: float = 1.0) -> ClassifierSamples:
-        """Return what was recorded, under a classifier's name and with its factor.
+        """Return the recorded samples.
+
+        Args:
+            name: The name of the classifier.
+            factor: The head's factor on the loss of the classifier.
 
         Raises:
             RuntimeError: The head did not run.
@@ -84,7 +88,7 @@ class BoxHeadRecord:
 
 @contextmanager
 def watch_box_head(extractor: nn.Module, head: nn.Module) -> Iterator[BoxHeadRecord]:
-    """Records a box head's runs by hooks on its RoI extractor, itself and its ``loss_cls``."""
+    """Record a box head's runs by hooks on its RoI extractor, the head and its ``loss_cls``."""
     record = BoxHeadRecord()
     with ExitStack() as hooks:
         for handle in (
@@ -97,7 +101,7 @@ def watch_box_head(extractor: nn.Module, head: nn.Module) -> Iterator[BoxHeadRec
 
 
 def is_readable(head: nn.Module) -> bool:
-    """Whether a box head classifies by one softmax over C + 1 logits."""
+    """Return whether a box head classifies by one softmax over C + 1 logits."""
     return (
         isinstance(head, (BBoxHead, SABLHead))
         and not isinstance(head, (DIIHead, MultiInstanceBBoxHead))
@@ -111,22 +115,24 @@ def is_readable(head: nn.Module) -> bool:
 def roi_features(extractor: nn.Module, feats: Sequence[Tensor], rois: Tensor) -> Tensor:
     """Extract RoI features in the precision of the RoIs.
 
-    mmcv's RoIAlign has no bfloat16, and misreads channels_last features in silence.
+    mmcv's RoIAlign does not take bfloat16, and reads channels_last features wrongly without an
+    error.
 
     Args:
         extractor: A RoI extractor of mmdet.
-        feats: Feature maps, each (B, D, h, w), of any float dtype; the first ``num_inputs`` count.
+        feats: Feature maps, each (B, D, h, w), of any float dtype. The first ``num_inputs`` are
+            used.
         rois: Float, shape (N, 5).
 
     Returns:
-        Of the dtype of ``rois``, shape (N, D, H, W).
+        RoI features of the dtype of ``rois``, shape (N, D, H, W).
     """
     maps = tuple(feat.to(rois.dtype).contiguous() for feat in feats[: extractor.num_inputs])
     return extractor(maps, rois)
 
 
 def is_of_mmdet(head: nn.Module) -> bool:
-    """Whether a box head's class is mmdet's own, and not derived from one by a user."""
+    """Return whether a box head's class is one of mmdet, not one that a user derived."""
     return type(head).__module__.startswith('mmdet.models.')
 
 
@@ -135,7 +141,7 @@ def example_inputs(extractor: nn.Module, num_levels: int = 0) -> tuple[tuple[Ten
 
     Args:
         extractor: A RoI extractor of mmdet.
-        num_levels: How many levels another part of the RoI head needs.
+        num_levels: The least number of levels, for a part of the RoI head other than the extractor.
 
     Returns:
         Features, each (2, D, H, W), and RoIs, float, shape (16, 5).
@@ -148,7 +154,7 @@ def example_inputs(extractor: nn.Module, num_levels: int = 0) -> tuple[tuple[Ten
 
 
 def example_samples(logits: Tensor, rois: Tensor, name: str = '') -> ClassifierSamples:
-    """Return RoIs with the logits of a classifier, all of them background."""
+    """Return samples of RoIs with the given logits, all labelled as background."""
     return ClassifierSamples(
         logits=logits,
         labels=torch.full((len(rois),), logits.shape[1] - 1),
@@ -160,10 +166,13 @@ def example_samples(logits: Tensor, rois: Tensor, name: str = '') -> ClassifierS
 
 
 def class_logits(head: nn.Module, roi_feats: Tensor) -> Tensor:
-    """The class logits of a box head alone, without its regression where that is a branch.
+    """Compute the class logits of a box head.
+
+    A regression branch of its own is not run.
 
     Args:
-        head: One that :func:`is_readable`, whole or after :func:`drop_regression`.
+        head: A head for which :func:`is_readable` is true, whole or after
+            :func:`drop_regression`.
         roi_feats: Float, shape (N, D, H, W).
 
     Returns:
@@ -177,7 +186,7 @@ def class_logits(head: nn.Module, roi_feats: Tensor) -> Tensor:
 
 
 def drop_regression(head: nn.Module) -> None:
-    """Removes, in place, every part of a box head that :func:`class_logits` does not run."""
+    """Remove, in place, every part of a box head that :func:`class_logits` does not run."""
     head.with_reg = False
     for name, child in list(head.named_children()):
         if name.startswith(_REGRESSION):
@@ -185,7 +194,7 @@ def drop_regression(head: nn.Module) -> None:
 
 
 def keep_children(module: nn.Module, names: Iterable[str]) -> None:
-    """Removes, in place, every child of a module but those named."""
+    """Remove, in place, every child of a module except those named."""
     for name, _ in list(module.named_children()):
         if name not in names:
             setattr(module, name, None)

@@ -1,4 +1,4 @@
-"""The tap of cascades: in each stage the sampled RoIs and the logits of the box head."""
+"""Tap of cascades: the sampled RoIs and the box head's logits of each stage."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ BUILT_IN = (CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead)
 
 
 class CascadeRoIHeadTap(Tap):
-    """Taps mmdet's ``CascadeRoIHead`` and its kin, each stage as a RoI head of its own.
+    """Tap of mmdet's ``CascadeRoIHead`` and similar heads, with one classifier for each stage.
 
-    The stages are the classifiers ``s0``, ``s1``, ..., as mmdet names their losses. Each is
-    asked about the RoIs of that stage, which the student's stages before it have refined.
+    The classifiers are named ``s0``, ``s1``, ..., as in mmdet's names of losses. Each classifies
+    the RoIs of its stage, which the student's earlier stages have refined.
     """
 
     built_in = BUILT_IN
@@ -63,7 +63,7 @@ class CascadeRoIHeadTap(Tap):
 
     def supports(self, detector: nn.Module) -> bool:
         roi_head = getattr(detector, 'roi_head', None)
-        # The exact class: a subclass may forward its box heads in other ways.
+        # The exact class only, because a subclass may run its box heads in another way.
         return (
             type(roi_head) in self.roi_heads
             and roi_head.with_bbox
@@ -166,13 +166,13 @@ class CascadeRoIHeadTap(Tap):
     ) -> dict[str, ClassifierSamples]:
         """See :meth:`Tap.sample_sets`.
 
-        ``distillation``: the RoIs of all stages together, as one temperature acts on them all.
-        ``s0``, ``s1``, ...: those of each stage. There are no detections: mmdet scores a box by
-        the mean of the stages' logits, and the stages were taught at different IoUs when a box
-        is right.
+        ``distillation``: the RoIs of all stages, because one temperature applies to all of them.
+        ``s0``, ``s1``, ...: the RoIs of each stage. There is no set of detections. mmdet scores a
+        box by the mean of the stages' logits, and the stages were trained with different IoU
+        thresholds for the foreground.
         """
         if getattr(detector.roi_head, 'semantic_head', None) is not None:
-            # mmdet asks for a segmentation, which the loss set aside does not look at.
+            # mmdet requires a segmentation. The semantic loss is switched off and does not use it.
             segmentation = PixelData(sem_seg=images.new_zeros(1, 1, 1, dtype=torch.long))
             data_samples = [sample.new() for sample in data_samples]
             for sample in data_samples:

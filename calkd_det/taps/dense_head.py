@@ -1,4 +1,4 @@
-"""The tap of single-stage detectors: every location of every level, classified by sigmoids."""
+"""Tap of single-stage detectors, which classify every location of every level by sigmoids."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ class Branch:
     """The classification branch of a head.
 
     Attributes:
-        convs: Name of the convolutions before the classifier: a list, or a list of one for each
-            level.
-        classifier: Name of the classifier: a layer, or a list of one for each level.
+        convs: Attribute with the convolutions before the classifier: a list of them, or one such
+            list for each level.
+        classifier: Attribute with the classifier: a layer, or a list with one for each level.
     """
 
     convs: str
     classifier: str
 
 
-# Of whose samples each is an anchor box, and not a location, even where a location has but one.
+# Heads whose samples are anchor boxes, even where each location has only one.
 ANCHOR_HEADS = (RetinaHead, RetinaSepBNHead)
 
 
 class DenseHeadTap(Tap):
-    """Taps mmdet's dense heads by forward hooks on the head and its ``loss_cls``.
+    """Tap of mmdet's dense heads, by forward hooks on the head and its ``loss_cls``.
 
-    The head returns the logits as maps, whose sizes are noted; ``loss_cls`` is given them a row
-    a sample, with labels and weights, by level or all at once. Samples are numbered as mmdet does:
-    level, image, row, column, anchor. Their ``locations`` are the sizes of the maps, int64, on
-    the CPU, shape (L, 2), height first: another detector of the same strides answers with the
-    same corner of its own maps.
+    The head returns the logits as maps, whose sizes are recorded. ``loss_cls`` gets the logits
+    with one row for each sample, and labels and weights, level by level or all at once. Samples
+    are in mmdet's order: level, image, row, column, anchor. Their ``locations`` are the sizes of
+    the maps, int64, on the CPU, shape (L, 2), height first. Another detector of the same strides
+    answers with the top left part of this size of its own maps.
     """
 
     built_in: ClassVar[dict[type[nn.Module], Branch]] = {
@@ -103,11 +103,11 @@ class DenseHeadTap(Tap):
 
     def supports(self, detector: nn.Module) -> bool:
         head = getattr(detector, 'bbox_head', None)
-        # The exact class: a subclass may classify in other ways.
+        # The exact class only, because a subclass may classify in another way.
         return (
             type(head) in self.branches
             and head.use_sigmoid_cls
-            # The box branch has a part in the class scores.
+            # With either of these the box branch takes part in the class scores.
             and not getattr(head, 'with_objectness', False)
             and not getattr(head, 'with_deform', False)
         )
@@ -182,7 +182,7 @@ class DenseHeadTap(Tap):
     ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
         head = detector.bbox_head
         strides = self.geometry(detector).strides
-        # Deformable convolutions need maps of three cells.
+        # Deformable convolutions need maps of at least 3 x 3 cells.
         sizes = [(max(3, 8 >> level), max(4, 6 >> level)) for level in range(len(strides))]
         feats = random_features(sizes, head.in_channels)
         logits = join([rows(maps, head.num_classes) for maps in head(feats)[0]])
@@ -204,8 +204,8 @@ class DenseHeadTap(Tap):
 
         ``distillation``: all of the foreground and a weighted share of the background, see
         :func:`~calkd_det.taps.dense_samples.share_of_background`; the columns of ``locations`` are
-        the image and the number of the sample within it. The scores after NMS are no set: with
-        centerness, quality or objectness in them they are not those of the classifier.
+        the index of the image and of the sample within it. There is no set of detections: their
+        scores contain centerness, quality or objectness, so they are not the classifier's.
         """
         head = detector.bbox_head
         with ExitStack() as stack:
@@ -218,19 +218,30 @@ class DenseHeadTap(Tap):
 
 
 def _prior_generator(head: nn.Module) -> nn.Module:
-    """Return what makes the boxes or points that a head classifies."""
-    # SABL classifies squares, and labels them by the anchors around.
+    """Return the generator of the boxes or points that a head classifies."""
+    # SABL classifies squares, and labels them by the anchors around them.
     return getattr(head, 'square_anchor_generator', None) or head.prior_generator
 
 
 def rows(maps: Tensor, num_classes: int) -> Tensor:
-    """Logits by sample, shape (B * H * W * A, C), of maps of shape (B, A * C, H, W)."""
+    """Return logits by sample, (B * H * W * A, C), from maps of shape (B, A * C, H, W)."""
     return maps.permute(0, 2, 3, 1).reshape(-1, num_classes)
 
 
 @dataclass
 class DenseRecord:
-    """What a dense head and its ``loss_cls`` are given and compute in a step."""
+    """Record of a dense head's maps and of the arguments of its ``loss_cls`` in one step.
+
+    Attributes:
+        divides_by_metrics: Whether the head divides its loss by the sum of its assign metrics.
+        maps: Class logits of each level, each (B, A * C, H, W).
+        sizes: Height and width of each map.
+        logits: Logits of each call of ``loss_cls``, each (n, C).
+        labels: Labels of each call, int64, each (n,).
+        weights: Weights of each call, float, each (n,).
+        metrics: Assign metrics of each call, float, each (n,); empty unless they divide the loss.
+        avg_factor: The divisor that ``loss_cls`` was given, None without one.
+    """
 
     divides_by_metrics: bool
     maps: Sequence[Tensor] = ()
@@ -249,7 +260,7 @@ class DenseRecord:
 
     def on_targets(self, loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         logits, target = args[:2]
-        # With the quality of its box where the score is to tell of it.
+        # Where the score includes the quality of the box, the target is a pair with that quality.
         labels, metrics = target if isinstance(target, tuple) else (target, None)
         if self.divides_by_metrics:
             self.metrics.append(metrics)
@@ -259,10 +270,15 @@ class DenseRecord:
         if weights is None:
             weights = labels.new_ones(len(labels), dtype=torch.float)
         self.weights.append(weights)
-        # A head that computes its loss by level gives the same number for each.
+        # A head that computes its loss by level gives the same divisor for each level.
         self.avg_factor = args[3] if len(args) > 3 else kwargs.get('avg_factor')
 
     def samples(self) -> ClassifierSamples:
+        """Return the recorded samples.
+
+        Raises:
+            RuntimeError: The head did not run.
+        """
         if not self.logits:
             raise RuntimeError('the head did not run while its loss was computed')
         return ClassifierSamples(
@@ -278,7 +294,8 @@ class DenseRecord:
         """Check that the rows of ``loss_cls`` are those of the maps, in their order.
 
         Raises:
-            ConfigError: They are not, so that labels and answers would be those of other samples.
+            ConfigError: They are not. Labels and the teacher's logits would be those of other
+                samples.
         """
         given, own = join(self.logits), join([rows(maps, num_classes) for maps in self.maps])
         if given.shape != own.shape or not torch.equal(given, own):
@@ -294,7 +311,7 @@ class DenseRecord:
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """The parts in one piece; the very tensor where there is but one."""
+    """Concatenate tensors. A single tensor is returned itself, not a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
@@ -310,7 +327,7 @@ def _crop(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _unshare(convs: nn.Module) -> None:
-    """Gives each user of a shared convolution its own, so that BatchNorm can be folded into it.
+    """Give each user of a shared convolution its own copy, to fold BatchNorm into it.
 
     RTMDet's levels share convolutions, but not the BatchNorm after them.
     """

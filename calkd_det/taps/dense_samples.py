@@ -1,4 +1,4 @@
-"""A share of a dense head's samples that represents all of them."""
+"""Select a share of a dense head's samples that represents all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calkd_det.taps.samples import ClassifierSamples
 
-# Of the background of an image: those with the highest scores, and those drawn from the rest.
+# Background samples kept of an image: those with the highest scores, those drawn from the rest.
 NUM_HARDEST = NUM_DRAWN = 512
 
 
@@ -20,22 +20,24 @@ def share_of_background(
     """Keep all of the foreground, and about a thousand background samples an image.
 
     COCO's 5,000 validation images have 200,000 anchors with 80 logits each: 320 GB in float32.
-    Nearly all of it is background that every class denies, and what its likelihood depends on is
-    the little that one class does not. So of each image the :data:`NUM_HARDEST` background
-    samples with the highest scores are kept with their own weight, and :data:`NUM_DRAWN` of the
-    rest are drawn at random without replacement; the weight of each is multiplied by the size
-    of the rest over the number drawn. A weighted sum over the kept samples, such
-    as the likelihood, is an unbiased estimate of the sum over all samples. Samples of zero weight
-    are left out.
+    Nearly all of them are background with low scores for every class. Their likelihood depends
+    mostly on the few with a high score. So of each image the :data:`NUM_HARDEST` background
+    samples with the highest scores are kept with their own weight. :data:`NUM_DRAWN` of the rest
+    are drawn at random without replacement. The weight of a drawn sample is multiplied by the
+    size of the rest over the number drawn. A weighted sum over the kept samples, such as the
+    likelihood, is an unbiased estimate of the sum over all samples. Samples of zero weight are
+    left out.
 
     Args:
-        samples: What a dense head's :meth:`record` gives, with the sizes of its maps.
-        anchors: Samples a location.
-        seeds: One for each image; the draw depends on it, and on the size of the batched image.
+        samples: The samples of a dense head's :meth:`Tap.record`. Their ``locations`` are the
+            sizes of the maps.
+        anchors: Number of samples at each location.
+        seeds: One for each image. The draw depends on it and on the size of the batched image.
 
     Returns:
-        Samples in the order of the images. ``locations``, int64, shape (M, 2), on the device of
-        the logits, are the index of the image and the number of the sample within the image.
+        Samples in the order of the images. The columns of ``locations`` are the index of the image
+        and the index of the sample within the image, int64, shape (M, 2), on the device of the
+        logits.
     """
     counts = [height * width * anchors for height, width in samples.locations.tolist()]
     # Reorder from (level, image) to (image, level).
@@ -57,7 +59,7 @@ def share_of_background(
 
 
 def _select_samples(samples: ClassifierSamples, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Select an image's samples, and the factor on the weight of each."""
+    """Return the indices of an image's selected samples, and the factor on the weight of each."""
     logits, counted = samples.logits[index], samples.weights[index] > 0
     is_object = samples.labels[index] < logits.shape[1]
     foreground = (counted & is_object).nonzero().squeeze(1)

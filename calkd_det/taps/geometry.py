@@ -1,4 +1,4 @@
-"""What the classifiers of two detectors classify, and whether one can answer for the other."""
+"""Describe what a detector classifies, and check that a teacher can classify the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal['RoIs', 'locations', 'anchors']
 Pair = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-# Pixels. Anchors are floats of float32, computed from scales and ratios.
+# In pixels, for anchors that were computed in float32 from scales and ratios.
 TOLERANCE = 0.01
 
 
@@ -29,9 +29,10 @@ class Geometry:
             sample a cell of each feature map; ``'anchors'``, one sample an anchor box.
         question: What the logits say of a sample.
         strides: Width and height of a cell of each level, in pixels. Empty for RoIs.
-        points: x and y of the first location of each level, in pixels. Empty for RoIs.
+        points: x and y of the first location of each level, in pixels. Empty unless ``kind`` is
+            ``'locations'``.
         anchors: For each level the anchor boxes of the first cell, x1, y1, x2, y2 in pixels.
-            Empty but for anchors.
+            Empty unless ``kind`` is ``'anchors'``.
     """
 
     kind: Kind
@@ -41,9 +42,9 @@ class Geometry:
     anchors: tuple[tuple[Box, ...], ...] = ()
 
     def can_answer(self, other: Geometry) -> bool:
-        """Whether both have the same number of samples, of the same kind, in the same cells.
+        """Return whether both have as many samples of the same kind in the same cells.
 
-        The points of locations may differ, see :meth:`has_points_of`; anchors may not.
+        The points of locations may differ, see :meth:`has_points_of`. Anchors may not.
         """
         return (
             (self.kind, self.question) == (other.kind, other.question)
@@ -52,11 +53,11 @@ class Geometry:
         )
 
     def has_points_of(self, other: Geometry) -> bool:
-        """Whether the locations of both lie at the same points of the image."""
+        """Return whether the locations of both lie at the same points of the image."""
         return _close(self.points, other.points)
 
     def __str__(self) -> str:
-        """Say in words what is classified, for the user."""
+        """Describe for the user what is classified."""
         if self.kind == 'RoIs':
             return self.kind
         strides = ', '.join(format_size(*stride) for stride in self.strides)
@@ -65,7 +66,7 @@ class Geometry:
         return f'{self.question} of anchor boxes at strides {strides} ({self._anchors()})'
 
     def _offset(self) -> str:
-        """Say where in a cell its location lies."""
+        """Describe where in a cell its location lies."""
         shares = [
             tuple(round(at / size, 3) for at, size in zip(point, stride))
             for point, stride in zip(self.points, self.strides)
@@ -78,14 +79,14 @@ class Geometry:
         return named.get(share, f'{format_size(*share)} strides from the corner of the cell')
 
     def _anchors(self) -> str:
-        """Say the boxes of the first level in pixels, and how those of the others differ."""
+        """Describe the boxes of the first level in pixels, and how other levels differ."""
         boxes = ', '.join(
             format_size(round(x2 - x1, 1), round(y2 - y1, 1)) for x1, y1, x2, y2 in self.anchors[0]
         )
         words = f'pixels at stride {format_size(*self.strides[0])}: {boxes}'
         widths = [boxes[0][2] - boxes[0][0] for boxes in self.anchors]
         scales = [round(width / stride[0], 3) for width, stride in zip(widths, self.strides)]
-        if max(scales) - min(scales) >= 0.01:  # anchors that grow with the stride are said once
+        if max(scales) - min(scales) >= 0.01:  # not in proportion to the stride
             words += f', first of a level {", ".join(f"{width:g}" for width in widths)} wide'
         x1, y1, x2, y2 = self.anchors[0][0]
         if not _close((x1 + x2, y1 + y2), (0.0, 0.0)):
@@ -133,5 +134,5 @@ def _close(ours: Sequence, theirs: Sequence) -> bool:
 
 
 def format_size(width: float, height: float) -> str:
-    """Say a width and a height, once where they are equal."""
+    """Format a width and a height, as one number where they are equal."""
     return f'{width:g}' if width == height else f'{width:g}x{height:g}'

@@ -1,4 +1,4 @@
-"""Inputs on which a tap and a head are compared."""
+"""Random inputs, on which a tap is compared with a head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def random_features(sizes: Sequence[tuple[int, int]], channels: int) -> tuple[Tensor, ...]:
-    """Return feature maps of two images, normal, each of shape (2, channels, height, width)."""
+    """Return normally distributed feature maps of two images, each (2, channels, height, width)."""
     return tuple(torch.randn(2, channels, height, width) for height, width in sizes)
 
 
@@ -21,7 +21,8 @@ def random_rois(size: int, count: int) -> Tensor:
         count: Number of RoIs.
 
     Returns:
-        Float, shape (count, 5): image index, x1, y1, x2, y2 in pixels, each RoI of 8 or more.
+        Float, shape (count, 5): image index, x1, y1, x2, y2 in pixels. Width and
+        height are at least 8 pixels.
     """
     corner = torch.rand(count, 2) * size / 2
     extent = 8 + torch.rand(count, 2) * (size / 2 - 8)

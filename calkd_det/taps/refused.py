@@ -60,7 +60,7 @@ REFUSED: dict[str, str] = {
     ),
 }
 
-# Heads that are read with other settings.
+# Heads that a tap can read with other settings.
 _SETTINGS: dict[str, str] = {
     **dict.fromkeys(
         ('ATSSHead', 'DDODHead', 'FCOSHead', 'GFLHead', 'RetinaHead'),
@@ -80,15 +80,15 @@ _SIGMOID_ROI_HEAD = (
 
 
 def reason_against(detector: nn.Module) -> str | None:
-    """Return why a detector's head was refused, a clause for the user; None where untried."""
+    """Return why a detector's head is refused, as a clause for the user; None if unknown."""
     return next(_reasons(detector), None)
 
 
 def describe_heads(detector: nn.Module) -> str:
-    """Name a detector's heads by their classes; its parts where it has no head.
+    """Return the class names of a detector's heads, or of its parts where it has no head.
 
     Returns:
-        The RoI head or the dense head alone where there is one, as it is the one that classifies.
+        The RoI head or the dense head alone where there is one, because it is what classifies.
     """
     head = _main_head(detector)
     if head is not None:
@@ -118,7 +118,7 @@ def _reasons(detector: nn.Module) -> Iterator[str]:
     for module in (*heads, *box_heads, *losses):
         if reason := _SETTINGS.get(type(module).__name__):
             yield reason
-        # What its parent cannot do, a subclass cannot either.
+        # A subclass is refused for the reason of its base class.
         yield from (
             REFUSED[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in REFUSED
         )

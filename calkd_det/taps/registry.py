@@ -1,4 +1,4 @@
-"""The taps by what they support, and how a user adds to them."""
+"""Find the tap of a detector, and register heads and taps of one's own."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ TAPS: list[Tap] = [*_ROI_TAPS, *_DENSE_TAPS]
 
 
 def find_tap(detector: nn.Module, key: str) -> Tap:
-    """Return the tap that knows the detector's head.
+    """Return the tap that supports the detector's head.
 
     Args:
         detector: Any mmdet detector.
-        key: What to call it in an error message, e.g. ``model`` or ``model.teacher.config``.
+        key: How an error message names it, e.g. ``model`` or ``model.teacher.config``.
 
     Raises:
-        ConfigError: No tap knows the head, or the one that a user registered it for does not
-            give its logits, see :func:`~calkd_det.taps.self_test.check_answers`.
+        ConfigError: No tap supports the head, or the tap computes other logits than the head,
+            see :func:`~calkd_det.taps.self_test.check_answers`.
     """
     for tap in TAPS:
         if tap.supports(detector):
@@ -51,15 +51,16 @@ def register_dense_head(head: Head, branch: Branch | None = None) -> Head:
     """Register a dense head of one's own, so that its detector can be student and teacher.
 
     Args:
-        head: A head whose ``forward`` returns the class logits as maps first, whose ``loss_cls``
-            is given a row a sample, and which classifies by sigmoids.
-        branch: Where its classifier is; None for that of the nearest class that it derives from.
+        head: A head that classifies by sigmoids. Its ``forward`` returns the maps of class logits
+            first, and its ``loss_cls`` gets one row for each sample.
+        branch: The branch with its classifier; None for that of its nearest registered base class.
 
     Returns:
         The head, so that this can be a decorator.
 
     Raises:
-        ConfigError: It is no class, known already, or its branch is not told.
+        ConfigError: ``head`` is no class or is registered already, or ``branch`` is None and it
+            has no registered base class.
 
     Example:
         >>> from mmdet.models.dense_heads import RetinaHead
@@ -95,7 +96,8 @@ def register_roi_head(roi_head: Head) -> Head:
         The RoI head, so that this can be a decorator.
 
     Raises:
-        ConfigError: It is no class, known already, or derives from no known RoI head.
+        ConfigError: ``roi_head`` is no class, is registered already, or has no registered base
+            class.
     """
     _check_head(roi_head, [name for tap in _ROI_TAPS for name in tap.built_in])
     for parent in roi_head.__mro__[1:]:
@@ -111,10 +113,10 @@ def register_roi_head(roi_head: Head) -> Head:
 
 
 def register_tap(tap: Tap) -> Tap:
-    """Register a tap of one's own, for a family of heads; it is asked before all others.
+    """Register a tap of one's own for a family of heads. It goes before all other taps.
 
     Raises:
-        ConfigError: It is no instance of a :class:`~calkd_det.taps.Tap`.
+        ConfigError: ``tap`` is no instance of a :class:`~calkd_det.taps.Tap`.
     """
     if not isinstance(tap, Tap):
         raise ConfigError(
@@ -132,7 +134,7 @@ def _check_head(head: type[nn.Module], built_in: list[type[nn.Module]]) -> None:
 
 
 def _hint(detector: nn.Module) -> str | None:
-    """Say how to register a head that derives from a known one; None where it does not."""
+    """Return how to register a head that derives from a known one; None for any other."""
     for name, taps, register in (
         ('roi_head', _ROI_TAPS, 'register_roi_head'),
         ('bbox_head', _DENSE_TAPS, 'register_dense_head'),

@@ -1,4 +1,4 @@
-"""The tap of two-stage detectors: sampled RoIs and the logits of the box head's classifier."""
+"""Tap of two-stage detectors: sampled RoIs and the logits of the box head's classifier."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ BUILT_IN = (
 
 
 class RoIHeadTap(Tap):
-    """Taps mmdet's ``StandardRoIHead`` and its kin by forward hooks on three of their modules.
+    """Tap of mmdet's ``StandardRoIHead`` and similar heads, by forward hooks on three modules.
 
-    The RoI extractor is given the RoIs, the box head returns the logits, ``loss_cls`` is given
-    labels and weights.
+    The RoI extractor gets the RoIs. The box head returns the logits. ``loss_cls`` gets labels and
+    weights.
     """
 
     built_in = BUILT_IN
@@ -81,7 +81,7 @@ class RoIHeadTap(Tap):
 
     def supports(self, detector: nn.Module) -> bool:
         roi_head = getattr(detector, 'roi_head', None)
-        # The exact class: a subclass may forward its box head in other ways.
+        # The exact class only, because a subclass may run its box head in another way.
         return (
             type(roi_head) in self.roi_heads
             and roi_head.with_bbox
@@ -139,9 +139,9 @@ class RoIHeadTap(Tap):
 
         ``distillation``: the RoIs that the head samples for its loss. ``proposals``: every
         proposal of the training's RPN settings, without the ground truth, labelled by the head's
-        assigner, those it ignores left out. ``detections``: the boxes after NMS with the test
-        settings, with all logits of the RoI that each came from, labelled by the same assigner;
-        not for a Grid R-CNN, whose boxes are none of the box head's.
+        assigner. Proposals that it ignores are left out. ``detections``: the boxes after NMS with
+        the test settings, each with all logits of its RoI, labelled by the same assigner. A Grid
+        R-CNN has no such set, because its boxes do not come from the box head.
         """
         with (
             watch_sampler(detector.roi_head, seeds) as images_given,

@@ -1,4 +1,4 @@
-"""Samples of a two-stage detector beside those of its loss: all proposals, the detections."""
+"""Samples of a two-stage detector besides those of its loss: all proposals, and detections."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from calkd_det.taps.samples import Activation, ClassifierSamples
 
 @dataclass(frozen=True)
 class SampledImage:
-    """What a RoI head's sampler was given for one image.
+    """Inputs of a RoI head's sampler for one image.
 
     Attributes:
         proposals: Boxes, float, shape (P, 4), x1, y1, x2, y2 in pixels of the batched image.
         assigned: Index of the assigned ground truth plus one, 0 for the background, -1 for
             ignored, int64, shape (P,).
-        labels: Class of the assigned ground truth, else -1, int64, shape (P,).
+        labels: Class of the assigned ground truth, -1 without one, int64, shape (P,).
         feats: Feature maps of the image, each (1, D, H, W).
     """
 
@@ -40,18 +40,18 @@ class SampledImage:
 
 @contextmanager
 def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[SampledImage]]:
-    """Seed a RoI head's samplers anew for each image, and record what the first is given.
+    """Seed a RoI head's samplers for each image, and record the inputs of the first sampler.
 
-    Branches without a part in classification are set aside meanwhile, as their losses would need
-    masks or a segmentation, and so is what a head learns of the samples that it sees. Head and
-    samplers are as before on leaving, also after an error.
+    Branches that take no part in classification are switched off in the block, because their
+    losses would need masks or a segmentation. Statistics that a head keeps of its samples are not
+    updated. Head and samplers are restored on leaving, also after an error.
 
     Args:
-        roi_head: A RoI head of mmdet that a tap knows.
+        roi_head: A RoI head of mmdet that a tap supports.
         seeds: One for each image of the batch.
 
     Returns:
-        A context manager; its list gets one entry for each image.
+        A context manager that gives a list. The list gets one entry for each image.
     """
     sampler = roi_head.bbox_sampler
     samplers = [
@@ -63,7 +63,7 @@ def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[Sa
             'bbox_sampler': samplers if isinstance(sampler, list) else samplers[0],
             'mask_head': None,
             'interleaved': False,  # HTC refines the boxes of the next stage for its masks
-            'iou_history': [],  # Dynamic R-CNN's statistics of the samples that it was given
+            'iou_history': [],  # statistics that Dynamic R-CNN keeps of its samples
             'beta_history': [],
         }.items():
             if getattr(roi_head, name, None) is not None:
@@ -75,7 +75,7 @@ def watch_sampler(roi_head: nn.Module, seeds: Sequence[int]) -> Iterator[list[Sa
         if getattr(roi_head, 'semantic_head', None) is not None:
             semantic = _FeaturesOnly(roi_head.semantic_head)
             stack.enter_context(_replaced(roi_head, 'semantic_head', semantic))
-        if isinstance(roi_head, SCNetRoIHead):  # it asks for its mask loss in any case
+        if isinstance(roi_head, SCNetRoIHead):  # which calls its mask loss even without a mask head
             roi_head.mask_loss = lambda *args, **kwargs: {'loss_mask': {'loss_mask': 0}}
             stack.callback(delattr, roi_head, 'mask_loss')
         yield samplers[0].images
@@ -92,7 +92,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class _FeaturesOnly(nn.Module):
-    """A semantic head without its loss."""
+    """Semantic head whose loss is zero."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _FeaturesOnly(nn.Module):
 def classify_proposals(
     detector: nn.Module, images: Sequence[SampledImage], activation: Activation
 ) -> ClassifierSamples:
-    """Samples of every proposal that the assigner does not ignore."""
+    """Return samples of every proposal that the assigner does not ignore."""
     parts = []
     for image in images:
         keep = image.assigned >= 0
@@ -125,10 +125,10 @@ def classify_detections(
     data_samples: SampleList,
     activation: Activation,
 ) -> ClassifierSamples:
-    """Samples of the RoIs behind the boxes that are left after NMS with the test settings.
+    """Return samples of the RoIs whose boxes are left after NMS with the test settings.
 
-    A box that a RoI became by regression decides the label. A RoI whose boxes are kept for two
-    classes is there twice.
+    The label of a RoI is that of its regressed box. A RoI whose boxes are kept for two classes
+    appears twice.
     """
     return _concatenate(
         [

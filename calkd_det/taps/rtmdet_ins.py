@@ -1,4 +1,4 @@
-"""RTMDet-Ins without its masks, of which a data set of boxes has none."""
+"""Compute the losses of RTMDet-Ins on a data set without masks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import nn
 
 @contextmanager
 def without_mask_loss(head: nn.Module, data_samples: SampleList) -> Iterator[SampleList]:
-    """Set a head's loss of masks aside, so that annotations need not have any.
+    """Switch a head's mask loss off, so that annotations need no masks.
 
     Args:
         head: mmdet's ``RTMDetInsHead`` or a subclass.
-        data_samples: Annotations of each image; they are left as they are.
+        data_samples: Annotations of each image. They are not changed.
 
     Returns:
-        A context manager; it gives a copy of the annotations. Where they have no masks, each is
-        that of its whole box: the assigner looks for the centre of an object's mask.
+        A context manager that gives a copy of the annotations. Where they have no masks, the mask
+        of an object is its whole box, because the assigner uses the centre of the mask.
     """
     data_samples = [sample.clone() for sample in data_samples]
     for sample in data_samples:

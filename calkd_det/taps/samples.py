@@ -1,4 +1,4 @@
-"""The one currency of taps, losses and calibration: what a classifier saw and was told."""
+"""Samples of a classifier, which taps pass to losses and calibration."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ Activation = Literal['softmax', 'sigmoid']
 
 @dataclass(frozen=True)
 class ClassifierSamples:
-    """N samples of one classifier, of any kind of head.
+    """N samples of one classifier of any kind of head.
 
     Attributes:
         logits: Class logits, float, shape (N, C + 1) with the background last for ``softmax``,
             (N, C) for ``sigmoid``. They carry the student's graph.
         labels: Assigned classes, int64, shape (N,); C is the background.
         weights: The head's own weight of each sample's label, float, shape (N,), >= 0.
-        locations: Where the samples came from, float, as the tap of the head family needs it
-            to ask another detector about them; RoI heads: (N, 5), image index, x1, y1, x2, y2
-            in pixels of the batched image; dense heads: (L, 2), height and width of each level's
-            map, on the CPU.
+        locations: Where the samples are, as the tap needs it to classify them with another
+            detector. RoI heads: float, shape (N, 5), image index, x1, y1, x2, y2 in pixels of the
+            batched image. Dense heads: int64, shape (L, 2), height and width of each level's map,
+            on the CPU.
         activation: How the head turns logits into scores.
-        name: Which classifier of the detector, '' where there is but one.
-        factor: The head's own factor on this classifier's loss; distillation takes it over.
-        avg_factor: What the head divides the sum of its classification loss by, a number or a
-            scalar tensor > 0: the number of foreground samples, of all samples, the sum of the
-            qualities, or what else the head takes. Where the head averages it over the processes
-            of a distributed training, so it is here. None where the head computes no such loss.
+        name: The name of the classifier, '' if the detector has only one.
+        factor: The head's own factor on this classifier's loss, which distillation uses as well.
+        avg_factor: The divisor of the head's classification loss, a number or a scalar tensor
+            > 0, such as the number of foreground samples, the number of all samples or the sum of
+            qualities. It is a mean over the processes of a distributed training where the head
+            takes this mean. None where the head computes no such loss.
     """
 
     logits: Tensor

@@ -1,4 +1,4 @@
-"""Whether a tap gives the logits of a head that the tests of the taps do not run on."""
+"""Check that a tap computes the logits of a head that the tests of the taps do not run on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
 
-# Both sides run the same operations in float32; the share of the logits' spread is for their order.
+# In standard deviations of the logits: the same operations in float32 may differ in their order.
 TOLERANCE = 1e-4
-# Children of a detector that have no part in the answer to given features.
+# Children of a detector that run before its heads.
 _BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
 
 _checked: WeakSet[nn.Module] = WeakSet()
@@ -23,18 +23,18 @@ _checked: WeakSet[nn.Module] = WeakSet()
 
 @torch.no_grad()
 def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
-    """Check once that a tap answers with the logits that the detector's whole head computes.
+    """Check once for a detector that a tap computes the same logits as the whole head.
 
-    A copy of the heads with random weights runs on random features, on the CPU. Detector and
-    random state are as before.
+    A copy of the heads with random weights runs on random features, on the CPU. Neither the
+    detector nor the random state changes.
 
     Args:
-        tap: One that supports the detector.
-        detector: Any detector with heads that may be copied.
-        key: What to call the detector in an error message.
+        tap: A tap that supports the detector.
+        detector: Any detector whose heads can be copied.
+        key: How an error message names the detector.
 
     Raises:
-        ConfigError: The tap cannot read the head, or its logits are others.
+        ConfigError: The tap cannot read the head, or computes other logits.
     """
     if detector in _checked:
         return
@@ -47,7 +47,7 @@ def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
             tap.keep_classifier(twin)
             feats = tap.prepare(twin, feats)
             answers = [tap.classify(twin, feats, group) for group in groups]
-    # Whatever goes wrong in code of the user's, the user must be told in which head.
+    # The head may be a user's code and raise anything; the message names the head.
     except Exception as error:
         raise ConfigError(
             f'{key}: {_describe(detector)} cannot be read: on random features it raised '
@@ -76,11 +76,13 @@ _ROI_ADVICE = (
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference in standard deviations of the second; infinite for others.
+    """Return the largest difference of two tensors, in standard deviations of the second.
+
+    It is infinite where the shapes differ or a value is not finite.
 
     Args:
         ours: Logits, float, of any shape.
-        theirs: Logits, float; another shape, or a value that is not finite, differs infinitely.
+        theirs: Logits to compare with, float.
     """
     if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
         return math.inf
@@ -98,14 +100,17 @@ def _copy_heads(detector: nn.Module) -> nn.Module:
     for module in filter(None, twin._modules.values()):
         module.cpu().float()
         _randomise(module)
-    # Not eval() of the twin, which would go to the modes of a distilled detector's own.
+    # Not twin.eval(), because a detector may override train().
     for module in filter(None, twin._modules.values()):
         module.eval()
     return twin
 
 
 def _randomise(module: nn.Module) -> None:
-    """Give every weight a value that shows in the logits: at the start mmdet's are all alike."""
+    """Give every weight a random value.
+
+    With mmdet's initial weights all logits are nearly the same.
+    """
     for parameter in module.parameters():
         if parameter.dim() > 1:
             parameter.normal_(std=math.sqrt(2 / max(1, parameter[0].numel())))
@@ -118,7 +123,7 @@ def _randomise(module: nn.Module) -> None:
 
 
 def _describe(detector: nn.Module) -> str:
-    """Name the head by its classes, for an error message."""
+    """Return the class names of a detector's heads for an error message."""
     roi_head = getattr(detector, 'roi_head', None)
     if roi_head is None:
         return type(getattr(detector, 'bbox_head', detector)).__name__

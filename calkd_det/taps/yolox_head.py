@@ -1,4 +1,4 @@
-"""The tap of YOLOX, whose classifier learns from the foreground alone."""
+"""Tap of YOLOX, whose classifier is trained on the foreground alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from calkd_det.taps.samples import ClassifierSamples
 
 
 class YOLOXHeadTap(DenseHeadTap):
-    """Taps mmdet's ``YOLOXHead`` by a forward hook and by its assigner.
+    """Tap of mmdet's ``YOLOXHead``, by a forward hook and its assigner.
 
-    Its class logits say which class an object at a location would be; whether there is one is
-    the objectness branch's to say. ``loss_cls`` looks at the foreground alone, so what the logits
-    are elsewhere nothing has trained. They are recorded as they are, with weight one on the
-    foreground and zero elsewhere, and objectness, which has no classes, is not distilled. For
-    the same reason no other head can ask a YOLOX, nor be asked by one.
+    The class logits score the classes of an object at a location, given that there is an object.
+    The objectness branch scores whether there is one. ``loss_cls`` uses the foreground alone, so
+    the logits elsewhere are untrained. All logits are recorded, with weight one on the foreground
+    and zero elsewhere. Objectness has no classes and is not distilled. A YOLOX can neither teach
+    another head nor learn from one, because their class logits mean something else.
 
-    ``loss_cls`` is given scores instead of labels; these are taken from what the assigner says.
+    ``loss_cls`` gets scores instead of labels. The labels are taken from the assigner's result.
     """
 
     built_in: ClassVar[dict[type[nn.Module], Branch]] = {
@@ -44,7 +44,7 @@ class YOLOXHeadTap(DenseHeadTap):
             labels.clear()
 
         def on_image(priors: Tensor, *args: Any, **kwargs: Any) -> tuple:
-            # The assigner is not asked about an image without objects.
+            # mmdet does not call the assigner for an image without objects.
             labels.append(priors.new_full((len(priors),), head.num_classes, dtype=torch.long))
             return get_targets(priors, *args, **kwargs)
 
