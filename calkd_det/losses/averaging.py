@@ -1,4 +1,4 @@
-"""How the losses average over samples."""
+"""Average over samples, as the losses do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def mean_over_samples(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over samples, divided by how many of them have a weight above zero.
+    """Return the weighted sum over samples, divided by the number with a weight above zero.
 
     Args:
         values: Float, shape (N,).
@@ -24,5 +24,5 @@ def mean_over_samples(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def count_samples(weights: Tensor) -> Tensor:
-    """Number of samples with a weight above zero, at least one; an int64 scalar."""
+    """Return the number of samples with a weight above zero, at least 1, as an int64 scalar."""
     return (weights > 0).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""What every distillation loss of class logits has in common."""
+"""Base class of the distillation losses of class logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from calkd_det.config import check_number
 from calkd_det.errors import ConfigError
 
-# What a head divided its own classification loss by; None where it is not known.
+# The divisor of a head's own classification loss; None where it is not known.
 AvgFactor = Union[float, Tensor, None]
 
 
@@ -23,7 +23,7 @@ class DistillationLoss(nn.Module, ABC):
 
     A subclass sets ``activation``, gives its arguments their default values, and computes its
     loss in :meth:`compute`. It keeps each argument of its constructor in an attribute of the
-    same name, for ``repr``: a resumed run is compared with it.
+    same name. ``repr`` prints these, and the losses of a resumed run are compared by ``repr``.
 
     Args:
         loss_weight: Factor of the loss, >= 0. Zero switches distillation off: the step is then
@@ -79,9 +79,9 @@ class DistillationLoss(nn.Module, ABC):
             teacher_logits: Calibrated, float, of the same shape.
             labels: Assigned classes, int64, shape (N,); C is the background.
             weights: Float, shape (N,), >= 0.
-            avg_factor: What the student's head divided its own classification loss by, a number
-                or a tensor without dimensions; None where it is not known. A loss that is a mean
-                over samples does not look at it: RoI heads divide by the same number of samples.
+            avg_factor: The divisor of the classification loss of the student's head, a number or
+                a tensor without dimensions; None where it is not known. A loss that is a mean
+                over samples ignores it, because RoI heads divide by the same number of samples.
 
         Returns:
             A scalar, float32.

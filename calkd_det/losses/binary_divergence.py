@@ -1,4 +1,4 @@
-"""The divergence of sigmoid scores over the maps of a dense head, in little memory."""
+"""Divergence of sigmoid scores over the maps of a dense head, in little memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-# Logits in a chunk. On a CPU its temporaries stay in the cache; elsewhere few kernels are started.
+# Number of logits in a chunk: so few that its temporaries fit the cache of a CPU; on other
+# devices so many that few kernels are started.
 CHUNK_ON_CPU = 2**17
 CHUNK_ELSEWHERE = 2**22
 
-# No slope exceeds 1.06, so that this factor keeps all of them and all that is not far below the
-# smallest gradient which float16 itself can hold.
+# Factor on slopes that are stored in float16. No slope exceeds 1.06, so that none overflows. Only
+# slopes far below float16's smallest number become zero.
 FLOAT16_SCALE = 2.0**15
 
 
@@ -42,8 +43,8 @@ def binary_divergence(
         \frac{w}{\tau} \left(|d| \, d + \mathrm{sign}(d) \, p^s (1 - p^s) \, \mathrm{KL}\right).
 
     Value and slopes are computed together, a chunk of samples at a time. One tensor of the size
-    and dtype of the logits is kept for the backward pass, where a second one is made. Autograd
-    keeps up to six of these tensors and needs eight at its peak.
+    and dtype of the logits is kept for the backward pass, where a second one is made. The
+    same formula left to autograd keeps up to six of these tensors and needs eight at its peak.
 
     Args:
         student_logits: Float, shape (N, C).
@@ -54,11 +55,11 @@ def binary_divergence(
             gradient flows.
 
     Returns:
-        A scalar, float32, or float64 where the student's logits are; it can be differentiated
-        once.
+        A scalar, float32, or float64 where the student's logits are float64. It can be
+        differentiated once.
 
     Raises:
-        RuntimeError: In the backward pass, where it is asked for a graph of the gradient.
+        RuntimeError: In the backward pass, where ``create_graph=True``.
     """
     needs_gradient = torch.is_grad_enabled() and student_logits.requires_grad
     return _BinaryDivergence.apply(
@@ -96,7 +97,7 @@ class _BinaryDivergence(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Optional[Tensor], ...]:
-        # torch's once_differentiable would let a second derivative pass as zero.
+        # torch's once_differentiable would give a second derivative of zero without an error.
         if torch.is_grad_enabled():
             raise RuntimeError(
                 'BinaryKDLoss can be differentiated once only: its gradient has no graph, so that '
@@ -133,7 +134,7 @@ def _divergence_and_slope(
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Yield slices of the samples, each of about as many logits as a chunk has."""
+    """Yield slices of the samples, each with about as many logits as a chunk."""
     size = CHUNK_ON_CPU if logits.device.type == 'cpu' else CHUNK_ELSEWHERE
     step = max(size // max(logits.shape[1], 1), 1)
     for start in range(0, len(logits), step):

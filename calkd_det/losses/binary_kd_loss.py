@@ -1,4 +1,4 @@
-"""Distillation of classifiers that score each class by itself, as dense heads do."""
+"""Knowledge distillation on sigmoid scores, as dense heads have them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def binary_kd_loss(
     weighting: Weighting = 'difference',
     avg_factor: AvgFactor = None,
 ) -> Tensor:
-    r"""Kullback-Leibler divergence of the student's sigmoid scores from the teacher's.
+    r"""Compute the Kullback-Leibler divergence of the student's sigmoid scores from the teacher's.
 
-    Each class of each sample is a question of its own, answered yes with :math:`p = \sigma(z)`:
+    Each class of each sample is a Bernoulli distribution of its own, with score p:
 
     .. math::
         \frac{\tau^2}{F} \sum_n w_n \sum_c v_{nc} \left(
@@ -36,26 +36,26 @@ def binary_kd_loss(
         (1 - p^t_{nc}) \log \frac{1 - p^t_{nc}}{1 - p^s_{nc}} \right),
         \quad p = \sigma(z / \tau)
 
-    It is summed over classes and samples and divided by F, by which the student's head divides
-    its own classification loss: ``avg_factor``. Without it, F is the number of samples with an
-    object: the mean over the processes of a distributed training, at least one. The weight
-    :math:`v_{nc}` says what of it counts, for of a hundred thousand samples nearly all are
-    background that both deny:
+    The loss is summed over classes and samples and divided by F, the divisor of the student's own
+    classification loss: ``avg_factor``. Without it, F is the number of samples with an object:
+    the mean over the processes of a distributed training, at least one. Of a hundred thousand
+    samples nearly all are background, to which both networks give low scores. The weight
+    :math:`v_{nc}` sets how much they count:
 
     ``'difference'``
-        :math:`|p^t - p^s|`: where they agree, nothing is to be learnt, so that the background
-        counts only where one of them takes it for an object. As in BCKD (Yang et al., `Bridging
-        Cross-task Protocol Inconsistency for Distillation in Dense Object Detection
-        <https://arxiv.org/abs/2308.14286>`_) and CrossKD (Wang et al., `arXiv 2306.11369
-        <https://arxiv.org/abs/2306.11369>`_), which put it before a cross-entropy; before the
-        divergence, equal scores are the minimum, which is zero. The gradient flows through it.
+        :math:`|p^t - p^s|`. The background counts only where one of the two takes it for an
+        object. BCKD (Yang et al., `Bridging Cross-task Protocol Inconsistency for Distillation in
+        Dense Object Detection <https://arxiv.org/abs/2308.14286>`_) and CrossKD (Wang et al.,
+        `arXiv 2306.11369 <https://arxiv.org/abs/2306.11369>`_) put this weight before a
+        cross-entropy. Before the divergence, the loss has its minimum, zero, at equal scores. The
+        gradient flows through the weight.
     ``'foreground'``
-        1 where the student's head has assigned an object, else 0. The region of classification
-        in LD (Zheng et al., `arXiv 2102.12252 <https://arxiv.org/abs/2102.12252>`_); what the
-        teacher thinks of the background is not taught.
+        1 where the student's head has assigned an object, else 0. This is the region of
+        classification in LD (Zheng et al., `arXiv 2102.12252
+        <https://arxiv.org/abs/2102.12252>`_). The teacher's scores of the background are not used.
     ``'all'``
-        1. The plain divergence. A temperature above one, T of the calibrator or tau, draws the
-        scores of all background towards 1/2, and their number makes this the greatest part.
+        1, the plain divergence. A temperature above one, T of the calibrator or tau, moves the
+        scores of all background towards 1/2. Their number makes this the largest part of the loss.
 
     Memory: see :func:`~calkd_det.losses.binary_divergence.binary_divergence`. ``'foreground'``
     selects the foreground first: nothing is computed of the background, and on a GPU the host
@@ -69,12 +69,13 @@ def binary_kd_loss(
         weights: Float, shape (N,), >= 0.
         tau: The distillation temperature, > 0, that softens both sides.
         weighting: See above.
-        avg_factor: F, > 0, a number or a tensor without dimensions. It is used as it is: a head
-            that takes the mean over the processes has done so already. None: see above.
+        avg_factor: F, > 0, a number or a tensor without dimensions. It is used unchanged: where
+            the head takes the mean over the processes, it has done so already. None: the number
+            of samples with an object, see above.
 
     Returns:
-        A scalar, float32, or float64 where the student's logits are; zero, with a graph, where
-        there is no sample. It can be differentiated once.
+        A scalar, float32, or float64 where the student's logits are float64; zero, with a graph,
+        where there is no sample. It can be differentiated once.
 
     Example:
         >>> import torch
@@ -101,7 +102,7 @@ def binary_kd_loss(
 def _divisor(foreground: Tensor, avg_factor: AvgFactor) -> float | Tensor:
     if avg_factor is None:
         return reduce_mean(foreground.sum().float()).clamp(min=1)
-    # mmdet's own losses add the same, against a head that divides by zero.
+    # mmdet's own losses add the same, against a division by zero.
     return avg_factor + torch.finfo(torch.float32).eps
 
 
@@ -113,7 +114,7 @@ class BinaryKDLoss(DistillationLoss):
         tau: The distillation temperature, > 0. It softens teacher and student alike and is not
             the teacher's calibration temperature T.
         loss_weight: Factor of the loss, >= 0. Zero switches it off.
-        weighting: ``'difference'``, ``'foreground'`` or ``'all'``: what counts, see
+        weighting: ``'difference'``, ``'foreground'`` or ``'all'``, see
             :func:`binary_kd_loss`.
 
     Raises:

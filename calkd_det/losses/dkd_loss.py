@@ -21,7 +21,7 @@ def dkd_loss(
     beta: float | Tensor = 0.25,
     tau: float = 1.0,
 ) -> Tensor:
-    r"""Divergence of the target's score and of the other classes among themselves, apart.
+    r"""Compute KD in two separate parts: the target's score, and the other classes.
 
     .. math::
         \frac{\tau^2}{|\{n : w_n > 0\}|} \sum_n w_n \left(\alpha \, \mathrm{TCKD}_n
@@ -32,11 +32,11 @@ def dkd_loss(
     - TCKD = KL((p^t_y, 1 - p^t_y) || (p^s_y, 1 - p^s_y)), of the target's score;
     - NCKD = KL(q^t || q^s), with q = p / (1 - p_y) over the classes other than y.
 
-    KD is the case of alpha = 1 and beta = 1 - p^t_y: there a teacher that is sure of the target
-    teaches nothing about the other classes. (Zhao et al., `Decoupled Knowledge Distillation
+    Plain KD is alpha = 1 and beta = 1 - p^t_y. There a teacher that is sure of the target teaches
+    nothing about the other classes. (Zhao et al., `Decoupled Knowledge Distillation
     <https://arxiv.org/abs/2203.08679>`_, CVPR 2022, section 3.)
 
-    Everything is computed from differences of logarithms, in float32 whatever autocast says. Loss
+    Everything is computed from differences of logarithms, in float32 also under autocast. Loss
     and gradient stay finite where a score is 0 or 1 in float32.
 
     Args:
@@ -44,10 +44,11 @@ def dkd_loss(
         teacher_logits: Float, shape (N, K), already calibrated, i.e. divided by the teacher's
             own temperature T. Gradients do not flow into it.
         labels: Assigned classes in [0, K), int64, shape (N,). Those of samples with weight 0 are
-            not looked at.
+            ignored.
         weights: Float, shape (N,), >= 0.
         alpha: Factor of the target's part, >= 0.
-        beta: Factor of the other classes' part, >= 0; or one a sample, float, shape (N,).
+        beta: Factor of the other classes' part, >= 0, or one for each sample, float, shape
+            (N,).
         tau: The distillation temperature, > 0, that softens both sides.
 
     Returns:
@@ -72,9 +73,9 @@ def dkd_loss(
 
 
 def _decouple(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-odds of the target (N,), and the log-scores among the others (N, K).
+    """Return the log-odds of the target, (N,), and the log-scores among the other classes, (N, K).
 
-    At the target's own place the log-scores are 0, so that teacher and student do not differ there.
+    The target's own log-score is set to 0, so that teacher and student do not differ there.
     """
     log_sum_others = logits.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
     log_scores = logits - log_sum_others

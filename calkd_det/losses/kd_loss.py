@@ -13,14 +13,14 @@ from calkd_det.losses.base import AvgFactor, DistillationLoss
 def kd_loss(
     student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, *, tau: float = 1.0
 ) -> Tensor:
-    r"""Kullback-Leibler divergence of the student's softened scores from the teacher's.
+    r"""Compute the Kullback-Leibler divergence of the student's scores from the teacher's.
 
     .. math::
         \frac{\tau^2}{|\{n : w_n > 0\}|} \sum_n w_n \,
         \mathrm{KL}\left(\mathrm{softmax}(z^t_n / \tau) \,\|\, \mathrm{softmax}(z^s_n / \tau)\right)
 
-    It is summed over classes, the background included, and averaged over samples, in float32
-    whatever autocast says. The factor :math:`\tau^2` keeps the gradient's size as tau changes
+    It is summed over classes, the background included, and averaged over samples, in float32 also
+    under autocast. The factor :math:`\tau^2` keeps the gradient's size as tau changes
     (Hinton et al., `Distilling the Knowledge in a Neural Network
     <https://arxiv.org/abs/1503.02531>`_, section 2).
 

@@ -19,14 +19,14 @@ def logit_standardization_kd_loss(
     tau: float = 2.0,
     eps: float = 1e-7,
 ) -> Tensor:
-    r""":func:`~calkd_det.losses.kd_loss` between z-scored logits.
+    r"""Compute :func:`~calkd_det.losses.kd_loss` between z-scored logits.
 
     .. math::
         \mathrm{KD}_\tau\left(\frac{z^s_n - \mu(z^s_n)}{\sigma(z^s_n) + \epsilon}, \;
         \frac{z^t_n - \mu(z^t_n)}{\sigma(z^t_n) + \epsilon}\right)
 
     Mean and standard deviation (of the population, 1/K) are over the K logits of a sample, the
-    background's included, in float32 whatever autocast says. The student learns the shape of the
+    background's included, in float32 also under autocast. The student learns the shape of the
     teacher's logits, not their size. (Sun et al., `Logit Standardization in Knowledge
     Distillation <https://arxiv.org/abs/2403.01427>`_, CVPR 2024, algorithm 1. The authors'
     released code divides by the sample's standard deviation, 1/(K - 1), which is the same as
@@ -35,15 +35,15 @@ def logit_standardization_kd_loss(
     .. warning::
         **A calibration temperature T has no effect on this loss.** Dividing logits by one T
         divides their mean and their standard deviation by T as well, so that it cancels: z / T
-        with eps is z with T * eps. ``TemperatureScaling``, with whatever T, trains the same
-        student as no calibrator. A temperature for each class (``ClassTemperatureScaling``,
-        ``ForegroundBackgroundScaling``) changes the shape of the logits and does not cancel; nor
-        does T where classes that only the teacher knows join its background, which happens
-        between calibration and loss. Nor does the student take over the teacher's confidence:
-        the loss is zero for every student whose logits are a * z_t + b with a > 0.
+        with eps is z with T * eps. ``TemperatureScaling``, with any T, trains the same student as
+        no calibrator. A temperature for each class (``ClassTemperatureScaling``,
+        ``ForegroundBackgroundScaling``) changes the shape of the logits and does not cancel. T
+        does not cancel either where classes that only the teacher knows join its background,
+        which happens between calibration and loss. The student does not take over the teacher's
+        confidence: the loss is zero for every student whose logits are a * z_t + b with a > 0.
 
-    The largest z-score of K logits is sqrt(K - 1), so the scores that are compared stay below 1
-    however sure the teacher is: below 0.54 with K = 81 and tau = 2.
+    The largest z-score of K logits is sqrt(K - 1). So the compared scores stay below 1 for any
+    teacher: below 0.54 with K = 81 and tau = 2.
 
     Args:
         student_logits: Float, shape (N, K).
@@ -71,7 +71,7 @@ def logit_standardization_kd_loss(
 def _standardize(logits: Tensor, eps: float) -> Tensor:
     logits = logits.float()
     centred = logits - logits.mean(dim=1, keepdim=True)
-    # Unlike the root of a mean, a norm has a gradient where all logits are the same: zero.
+    # Where all logits are equal, the gradient of a norm is zero, that of the root of a mean is NaN.
     deviation = centred.norm(dim=1, keepdim=True) / math.sqrt(logits.shape[1])
     return centred / (deviation + eps)
 

@@ -27,7 +27,7 @@ def mlld_loss(
     class_weight: float = 1.0,
     batch_size: float | None = 64.0,
 ) -> Tensor:
-    r"""Compares scores sample by sample, samples with each other, and classes with each other.
+    r"""Compute KD on three levels: each sample, pairs of samples and pairs of classes.
 
     .. math::
         \sum_\tau \lambda_i \, \mathrm{KD}_\tau
@@ -36,34 +36,35 @@ def mlld_loss(
 
     P (N, K) are the scores softmax(z / tau) of the N samples with a weight above zero, the rows
     multiplied by the square root of their weights; KD_tau is :func:`~calkd_det.losses.kd_loss`
-    with its factor tau^2, which the other two levels do not have. The background is a class as
-    others. (Jin et al., `Multi-Level Logit Distillation
+    with its factor tau^2, which the other two levels do not have. The background is a class
+    like any other. (Jin et al., `Multi-Level Logit Distillation
     <https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html>`_,
     CVPR 2023.)
 
     Two things differ from the authors' released code:
 
-    - B / N. Without it the batch level grows with N and the class level with N^2, and they were
-      balanced with 64 images: with thousands of RoIs, early in training, they would drown all
-      other losses. With it both are what they are in a batch of B. ``batch_size=None`` leaves it
-      out.
+    - The factors of B / N. Without them the batch level grows with N and the class level with
+      N^2. The authors balanced the levels with 64 images. With thousands of RoIs, early in
+      training, these two would outweigh all other losses. With the factors both are as large as
+      in a batch of B. ``batch_size=None`` leaves them out.
     - No masks and no second view. The code takes two augmentations of each image and computes
-      masks that keep the less confident half of samples and of classes, but applies them to
-      values that are averaged already: they select nothing and only halve them.
+      masks that keep the less confident half of samples and of classes. It applies the masks to
+      values that are averaged already, so they select nothing and only halve the values.
 
     The N x N matrices are never built. With D = P^s - P^t and S = P^s + P^t both differences are
     made of D^T D, S^T S and D^T S, each (K, K): memory is O(N K + K^2) for each tau, 1.3 MB
     instead of 67 MB a matrix for 4,096 RoIs and 81 logits. Nothing of the size of P^s is
     subtracted, so that no digits are lost where student and teacher are close. Logits of any
-    precision are computed in float32; autocast would compute the products in half precision, so
-    that :class:`MLLDLoss` switches it off.
+    precision are computed in float32. Autocast would compute the products in half precision, so
+    :class:`MLLDLoss` switches it off.
 
     Args:
         student_logits: Float, shape (N, K).
         teacher_logits: Float, shape (N, K), already calibrated, i.e. divided by the teacher's
             own temperature T. Gradients do not flow into it.
         weights: Float, shape (N,), >= 0.
-        taus: The distillation temperatures, each > 0, that soften both sides; summed over.
+        taus: The distillation temperatures, each > 0, that soften both sides. The loss is
+            the sum over them.
         instance_weight: Factor of the sample by sample level, >= 0.
         batch_weight: Factor of the level that compares samples with each other, >= 0.
         class_weight: Factor of the level that compares classes with each other, >= 0. With few
@@ -96,7 +97,7 @@ def mlld_loss(
 def _correlation_distances(
     student: Tensor, teacher: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Squared Frobenius distances of the (N, N) and of the (K, K) Gram matrices of the scores.
+    """Return squared Frobenius distances of the scores' (N, N) and (K, K) Gram matrices.
 
     With A = (S + D) / 2 and B = (S - D) / 2, A A^T - B B^T is (S D^T + D S^T) / 2, whose squared
     norm is a sum of traces of (K, K) products; A^T A - B^T B is (S^T D + D^T S) / 2.
@@ -129,7 +130,8 @@ class MLLDLoss(DistillationLoss):
         loss_weight: Factor of the loss, >= 0. Zero switches it off.
 
     Raises:
-        ConfigError: An argument is not a finite number in its range, or ``taus`` no list of such.
+        ConfigError: An argument is not a finite number in its range, or ``taus`` is no list of
+            such numbers.
     """
 
     activation = 'softmax'

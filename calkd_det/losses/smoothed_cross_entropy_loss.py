@@ -1,4 +1,4 @@
-"""Cross-entropy with smoothed labels, to train a teacher of another calibration."""
+"""Cross-entropy with smoothed labels, to train teachers of different calibration."""
 
 from __future__ import annotations
 
