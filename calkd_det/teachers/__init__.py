@@ -1,4 +1,4 @@
-"""Teachers: find, load, match, freeze, run."""
+"""Teachers: find their files, load their weights, match them to a student, run them frozen."""
 
 from calkd_det.teachers.frozen_teacher import FrozenTeacher, TeacherNetwork
 

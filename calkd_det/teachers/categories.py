@@ -1,4 +1,4 @@
-"""The categories of a COCO-format annotation file, without the rest of it."""
+"""Read the categories of a COCO-format annotation file without the rest of the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
 
     Args:
         ann_file: Path or URL.
-        backend_args: As an mmengine data set has them.
+        backend_args: The argument of this name of an mmengine data set.
 
     Returns:
         Dicts with ``id`` and ``name``, among others.
@@ -34,7 +34,7 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
         lists = _find_lists(Path(path))
         if len(lists) == 1:
             return lists[0]
-        # Something else in the file has a list of that name, too: only its place tells them apart.
+        # Several lists in the file have this name. The right one is at the top level.
         content = json.loads(Path(path).read_text(encoding='utf-8'))
     categories = content.get('categories') if isinstance(content, dict) else None
     if not _is_categories(categories):
@@ -53,7 +53,7 @@ def _find_lists(path: Path) -> list[list[dict]]:
 
 
 def _decode_value(content: mmap.mmap, start: int) -> Any:
-    """Return the JSON value that begins at ``start``; None if it never ends."""
+    """Return the JSON value that begins at ``start``; None if it has no end."""
     size = _FIRST_READ
     while True:
         text = content[start : start + size].decode('utf-8', errors='replace')

@@ -11,8 +11,8 @@ _FOCUS_PIXELS = 4  # Focus lays 2 x 2 pixels side by side as channels
 def input_channels(detector: nn.Module) -> int | None:
     """Return the number of image channels that the backbone of a detector takes.
 
-    It is that of the first convolution in the order of registration, which is the order of
-    computation in every backbone of mmdet.
+    It is the number of input channels of the first convolution in the order of registration. In
+    every backbone of mmdet this is the order of computation.
 
     Returns:
         The number of channels, or None for a detector without a backbone or a convolution.

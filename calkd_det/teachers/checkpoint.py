@@ -1,7 +1,8 @@
 """Load a teacher's weights strictly.
 
-mmengine's ``load_checkpoint`` lets keys be missing with a warning, so a wrong file gives a
-random teacher in silence. Here every weight must be filled and every stored one used.
+mmengine's ``load_checkpoint`` only warns of missing keys, so a wrong file gives a teacher with
+random weights. Here every weight of the teacher must be in the file, and every weight of the file
+must belong to the teacher.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from calkd_det.teachers.checkpoint_file import cached_download, read_checkpoint
 from calkd_det.teachers.class_names import meta_class_names
 from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY
 
-# Under which training scripts keep the weights. Those before others are preferred.
+# Keys under which training scripts keep the weights, in order of preference.
 _USUAL_KEYS = (
     'state_dict',
     'model',
@@ -41,12 +42,12 @@ _USUAL_KEYS = (
     'teacher',
     'student',
 )
-_DEPTH = 2  # of usual keys within each other, as in ['ema']['module']
+_DEPTH = 2  # at most so many keys within each other, as in ['ema']['module']
 _SHOWN_KEYS = 4
 
 
 def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None:
-    """Fill a detector with the weights of a checkpoint, every one of them.
+    """Load every weight of a detector from a checkpoint.
 
     Args:
         detector: A detector as mmdet built it, on the CPU. It is changed in place.
@@ -125,13 +126,13 @@ def _find_weights(content: Any, checkpoint: str) -> tuple[tuple[str, ...], Order
 def _state_dicts(
     content: Any, keys: tuple[str, ...] = ()
 ) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    """Return each mapping of names to tensors in a file, by the usual keys under which it is."""
+    """Return each mapping of names to tensors in a file, by the keys under which it is stored."""
     if not isinstance(content, Mapping):
         return {}
     nested: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for key in _USUAL_KEYS if len(keys) < _DEPTH else ():
         nested.update(_state_dicts(content.get(key), (*keys, key)))
-    # Beside nested weights a tensor is a counter or the like.
+    # A tensor beside nested weights is a counter or the like.
     is_weights = (
         not nested
         and all(isinstance(key, str) for key in content)
@@ -152,7 +153,7 @@ def _stored_classes(content: Mapping) -> tuple[str, ...] | None:
     if isinstance(dataset_meta, (list, tuple)):  # of a ConcatDataset
         try:
             return meta_class_names(dataset_meta)
-        except ConfigError:  # parts that differ tell nothing; the config may
+        except ConfigError:  # the names of the parts differ, but the config may have them
             return None
     dataset_meta = dataset_meta if isinstance(dataset_meta, Mapping) else {}
     lower = {str(key).lower(): value for key, value in {**meta, **dataset_meta}.items()}
@@ -171,7 +172,7 @@ def _reshaped(wanted: Mapping[str, Tensor], stored: Mapping[str, Any]) -> list[s
 def _advice(
     detector: nn.Module, stored: Mapping[str, Any], checkpoint: str, keys: tuple[str, ...]
 ) -> str:
-    """Return what to do about a file that does not fit, by what it looks like."""
+    """Return advice on a file that does not fit, drawn from its keys and shapes."""
     wanted = detector.state_dict()
     # mmcv's and mmdet 2's EMAHook kept its copies as buffers of the model.
     if any(key.startswith('ema_') for key in stored) and all(
@@ -224,7 +225,7 @@ def _rewrite(checkpoint: str, keys: tuple[str, ...], part: str, prefix: str | No
 
 
 def _resnet_depth(keys: Iterable[str]) -> int | None:
-    """The depth of mmdet's ResNet with these weights, by its blocks; None for anything else."""
+    """Return the depth of mmdet's ResNet with these weights; None for any other backbone."""
     found = [re.match(r'backbone\.layer(\d)\.(\d+)\.conv(\d)\.', key) for key in keys]
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     convs = max((int(match[3]) for match in found if match), default=0)

@@ -1,7 +1,7 @@
-"""Find the file of a teacher's checkpoint, download it where it is an address, and read it safely.
+"""Find or download the file of a teacher's checkpoint, and read it safely.
 
 mmengine's ``CheckpointLoader`` calls ``torch.load`` without ``weights_only``, so that below torch
-2.6 a file could run code. Addresses and the cache are those that it uses.
+2.6 a file could run code. The cache of downloads is the same as mmengine's.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def read_checkpoint(checkpoint: str) -> Any:
 
     Args:
         checkpoint: A path, or an address that begins with ``http://``, ``https://``, ``s3://`` or
-            ``petrel://``. What comes from the web is kept in torch's cache; of several processes
-            on a machine one downloads it.
+            ``petrel://``. A download from the web is kept in torch's cache. Only one of several
+            processes on a machine downloads it.
 
     Raises:
         TeacherError: The file is missing, cannot be downloaded or read, or holds more than
@@ -47,8 +47,8 @@ def read_checkpoint(checkpoint: str) -> Any:
         raise
     except FileNotFoundError as error:
         raise TeacherError(f"{CHECKPOINT_KEY}: there is no file '{checkpoint}'") from error
-    # Truncated files raise RuntimeError, EOFError or UnpicklingError, URLs URLError, OSError,
-    # ... by the torch version and the place where the file breaks.
+    # Truncated files raise RuntimeError, EOFError or UnpicklingError, URLs URLError or OSError,
+    # depending on torch's version and on where the file breaks off.
     except Exception as error:
         raise TeacherError(_why_not_read(checkpoint, error)) from error
     cached = cached_download(checkpoint)
@@ -58,7 +58,7 @@ def read_checkpoint(checkpoint: str) -> Any:
 
 
 def cached_download(checkpoint: str) -> Path | None:
-    """Return where torch keeps what it downloaded from an address; None if it has no such file."""
+    """Return the file in torch's cache that was downloaded from an address; None without one."""
     if not checkpoint.startswith(_WEB):
         return None
     path = _cache_path(checkpoint)
@@ -117,7 +117,7 @@ def _why_not_read(checkpoint: str, error: Exception) -> str:
         )
     again = '' if cached is None else f". Delete '{cached}' to have it downloaded again"
     lines = str(error).strip().split('\n')
-    # torch's own advice comes first, which is to load the file unsafely.
+    # torch's message begins with the advice to load the file unsafely.
     reason = next((line.strip() for line in lines if 'Unpickler error: ' in line), lines[0])
     return (
         f"{CHECKPOINT_KEY}: cannot read '{checkpoint}': truncated, not a PyTorch checkpoint, "
@@ -127,10 +127,11 @@ def _why_not_read(checkpoint: str, error: Exception) -> str:
 
 
 def _check_download(cached: Path) -> None:
-    """Warn where a file is not the one that the zoo's naming, ``NAME-<8 of SHA-256>.pth``, says.
+    """Warn where a file's SHA-256 does not begin with the 8 digits in its name.
 
-    torch looks at it neither after a download nor in its cache. No error, because a file that
-    was edited after it got its name may be the right one all the same.
+    The model zoo names files ``NAME-<8 digits>.pth``. torch checks the digits neither after a
+    download nor in its cache. This is no error, because a file may have been edited on purpose
+    after it was named.
     """
     match = re.search(r'-([0-9a-f]{8})\.pth$', cached.name)
     if match is None:

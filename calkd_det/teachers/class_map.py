@@ -1,4 +1,4 @@
-"""Matches the teacher's classes to the student's by name."""
+"""Match the teacher's classes to the student's by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from calkd_det.taps import Activation
 
 
 class ClassMap(nn.Module):
-    """Rearranges class logits over the teacher's classes into the student's.
+    """Map from class logits over the teacher's classes to logits over the student's.
 
-    Classes that only the teacher knows are background to the student. Under softmax their
-    probability joins the background's, by a logsumexp of their logits. It is applied to
-    calibrated logits, so that the temperature acts on the distribution it was fitted for. Under
-    sigmoid they are left out: each class is scored by itself.
+    Classes that only the teacher has are background to the student. Under softmax their
+    probability is added to the background's, by a logsumexp of their logits. Under sigmoid they
+    are left out, because each class is scored by itself. The map is applied to calibrated logits,
+    so that the temperature acts on the distribution it was fitted for.
 
     Args:
         columns: For each student class, its index among the teacher's classes.
@@ -26,7 +26,7 @@ class ClassMap(nn.Module):
         activation: How the logits are turned into scores.
 
     Attributes:
-        num_others: Number of classes that only the teacher knows.
+        num_others: Number of classes that only the teacher has.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class ClassMap(nn.Module):
         self.register_buffer('background', torch.tensor(background, dtype=torch.long))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Maps logits of shape (N, C_teacher + 1) to (N, C_student + 1), background last.
+        """Map logits of shape (N, C_teacher + 1) to (N, C_student + 1), background last.
 
-        Under sigmoid (N, C_teacher) to (N, C_student).
+        Under sigmoid, map (N, C_teacher) to (N, C_student).
         """
         if self.activation == 'sigmoid':
             return logits[:, self.columns]
@@ -58,16 +58,16 @@ NAMES_KEY = 'model.teacher.class_names'
 
 
 def check_class_names(names: Any) -> dict[str, str]:
-    """Check the teacher's names of student classes, as far as no data set is needed for it.
+    """Check the value of ``teacher.class_names`` as far as possible without a data set.
 
     Args:
-        names: By the name of a student class that of the teacher's class; None for none.
+        names: The teacher's names of classes by the student's names; None for no entry.
 
     Returns:
         The same as a plain dict.
 
     Raises:
-        ConfigError: It is no dict of texts.
+        ConfigError: ``names`` is no dict of strings.
     """
     if names is None:
         return {}
@@ -93,21 +93,21 @@ def match_classes(
     """Find each student class among the teacher's, by name.
 
     Args:
-        student: The student's class names, None if nobody knows them.
-        teacher: The teacher's class names, None if nobody knows them.
+        student: The student's class names, None if unknown.
+        teacher: The teacher's class names, None if unknown.
         num_student: Number of classes of the student's head.
         num_teacher: Number of classes of the teacher's head.
         activation: How both heads turn class logits into scores.
-        class_names: By the name of a student class that of the teacher's class, where these differ.
+        class_names: The teacher's names of classes by the student's names, where these differ.
 
     Returns:
         The map to apply to the teacher's logits; None where both have the same classes in the
         same order, or where names are unknown on one side and the numbers agree.
 
     Raises:
-        ConfigError: A student class that the teacher lacks, names that do not match the number
-            of classes of a head, doubled names, unknown names with differing numbers, or an entry
-            of ``class_names`` that names no class.
+        ConfigError: The teacher lacks a student class, a head has another number of classes than
+            names, a name appears twice, names are unknown and the numbers differ, or an entry of
+            ``class_names`` names no class.
     """
     class_names = class_names or {}
     for names, number, who, where in (

@@ -1,7 +1,7 @@
-"""The class names of a data set by label: what label c is called in its annotations.
+"""Class names of a data set by label.
 
-They are not always the ``classes`` of ``metainfo``. mmdet's COCO-format data sets number labels in
-the order of the annotation file's categories, whatever the order in ``metainfo``.
+They may differ from ``classes`` in ``metainfo``. mmdet's COCO-format data sets number labels in the
+order of the annotation file's categories, whatever the order in ``metainfo``.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Names = tuple[str, ...]
 
 
 def dataset_class_names(dataset: Any) -> Names | None:
-    """Return the class names by label of a data set that was built.
+    """Return the class names of a built data set by label.
 
-    Wrappers such as ``ConcatDataset`` and ``RepeatDataset`` are looked through. A warning names
-    both orders where that of ``metainfo`` differs from that of the labels.
+    The data sets within wrappers such as ``ConcatDataset`` and ``RepeatDataset`` are read. Where
+    ``metainfo`` has another order than the labels, a warning names both.
 
     Args:
-        dataset: Of mmdet, mmengine or torch; one of your own that has ``metainfo``.
+        dataset: A data set of mmdet, mmengine or torch, or another one with ``metainfo``.
 
     Returns:
-        The name of label c at index c; None if nothing tells them.
+        The name of label c at index c; None if the names are unknown.
 
     Raises:
         ConfigError: The annotation file lacks a class of ``metainfo`` so that later labels shift,
@@ -50,15 +50,15 @@ def dataset_class_names(dataset: Any) -> Names | None:
     things = (getattr(dataset, 'metainfo', None) or {}).get('thing_classes')
     if not (names and things):
         return names
-    # The last labels of a panoptic data set are of stuff, which has no boxes.
+    # The last labels of a panoptic data set are stuff classes, which have no boxes.
     return names[: 1 + max((i for i, name in enumerate(names) if name in things), default=-1)]
 
 
 def configured_class_names(dataset: Any) -> Names | None:
-    """Return the class names that the config of a data set gives, read as mmengine reads them.
+    """Return the class names in the config of a data set, read as mmengine reads them.
 
-    The data set is not built, so that they are in the order of ``metainfo``. A text is the path
-    of a file with a name a line, or else the name of the only class.
+    The data set is not built, so they are in the order of ``metainfo``. A string is the path of a
+    file with one name on each line, or else the name of the only class.
 
     Args:
         dataset: Config of a data set or of a wrapper.
@@ -108,10 +108,10 @@ def meta_class_names(meta: Any) -> Names | None:
 def common_names(parts: Iterable[tuple[str, Names | None]]) -> Names | None:
     """Return the class names that the parts of a data set have in common.
 
-    A part may know fewer classes than another, as long as each label has one name.
+    A part may have fewer classes than another, as long as each label has one name.
 
     Args:
-        parts: What a part is called in a message, and its names by label, None if unknown.
+        parts: For each part, how a message names it and its class names by label, None if unknown.
 
     Raises:
         ConfigError: Two parts call one label differently.
@@ -141,10 +141,10 @@ def labelled_names(dataset: Any) -> Names | None:
         dataset: A built data set that wraps no other.
 
     Returns:
-        The name of label c at index c; those of ``metainfo`` where these number the labels; None
-        if nothing tells them.
+        The name of label c at index c; None if the names are unknown. They are those of
+        ``metainfo`` where the data set numbers its labels by it.
     """
-    # A data set may be built without reading its file, and number its labels only then.
+    # With lazy_init a data set reads its file, and numbers its labels, only here.
     if getattr(dataset, '_fully_initialized', True) is False:
         dataset.full_init()
     if hasattr(dataset, 'cat_ids'):  # COCO, its kin, LVIS, videos
@@ -156,15 +156,15 @@ def labelled_names(dataset: Any) -> Names | None:
     if isinstance(cat2label, Mapping):  # XML: VOC, WIDERFace
         return tuple(sorted(cat2label, key=cat2label.get))
     if getattr(type(dataset), 'load_data_list', None) is BaseDataset.load_data_list:
-        # The labels are in the file itself, and so are their names, which metainfo overrides.
+        # The file holds labels and their names. metainfo overrides the names, not the labels.
         return meta_class_names(load(dataset.ann_file).get('metainfo')) or _metainfo_names(dataset)
     return _metainfo_names(dataset)  # CrowdHuman, OpenImages, DSDL, V3Det, your own
 
 
 def _category_names(dataset: Any) -> Names | None:
-    """Return the names of the categories whose ids a data set numbers."""
+    """Return the names of a data set's categories in the order of its labels."""
     try:
-        # mmdet drops what it read of the file but for the ids.
+        # The data set itself keeps only the ids of the categories.
         categories = read_categories(dataset.ann_file, getattr(dataset, 'backend_args', None))
         by_id = {category['id']: category for category in categories}
         numbered = [by_id[category_id] for category_id in dataset.cat_ids]

@@ -1,4 +1,4 @@
-"""Fold BatchNorm into convolutions where that changes nothing."""
+"""Fold BatchNorm into convolutions where that does not change the features."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _MAX_RELATIVE_ERROR = 1e-3
 def fold_batchnorm(detector: nn.Module) -> nn.Module:
     """Fold every BatchNorm of a detector in eval mode into the convolution before it.
 
-    mmcv pairs a convolution with the next BatchNorm of the same module, which is not how every
-    network computes. So the features of a random image are compared before and after. Folding
-    saves time and nothing else: where it fails, where the features differ, or where the detector
-    does not run on that image, the detector is returned as it was, with a warning in the log.
+    mmcv pairs a convolution with the next BatchNorm of the same module, which is wrong for some
+    networks. So the features of a random image are compared before and after. Folding only saves
+    time. Where it fails, where the features differ, or where the detector does not run on that
+    image, the detector is returned unchanged, with a warning in the log.
 
     Args:
-        detector: In eval mode, on the CPU, in float32. It is not changed.
+        detector: A detector in eval mode, on the CPU, in float32. It is not changed.
 
     Returns:
-        The folded copy, or the given detector. The other of the two is to be dropped.
+        The folded copy, or the given detector. The other one is not needed any more.
     """
     norms = [module for module in detector.modules() if isinstance(module, _BatchNorm)]
     if not norms:
@@ -56,7 +56,7 @@ def fold_batchnorm(detector: nn.Module) -> nn.Module:
 
 
 class _NotFoldable(Exception):
-    """Why a detector stays as it is."""
+    """Reason why a detector cannot be folded."""
 
 
 def _folded_copy(detector: nn.Module) -> nn.Module:
@@ -64,15 +64,15 @@ def _folded_copy(detector: nn.Module) -> nn.Module:
         folded = copy.deepcopy(detector)
         _unshare_convolutions(folded)
         return fuse_conv_bn(folded)
-    # mmcv reads attributes that not every kind of convolution has.
+    # mmcv reads attributes that some kinds of convolution do not have.
     except Exception as error:
         raise _NotFoldable(f'mmcv cannot fold them ({type(error).__name__}: {error})') from error
 
 
 def _unshare_convolutions(network: nn.Module) -> None:
-    """Copy each convolution that stands in several places, where a BatchNorm follows it.
+    """Copy each convolution that is used in several places, where a BatchNorm follows it.
 
-    mmcv changes a convolution in place: one that several BatchNorms share would be scaled by all
+    mmcv changes a convolution in place. One that several BatchNorms share would be scaled by all
     of them.
     """
     places = Counter(id(child) for parent in network.modules() for child in _children(parent))
@@ -99,7 +99,7 @@ def _check_features(detector: nn.Module, folded: nn.Module) -> None:
     try:
         before = _tensors(detector.extract_feat(image))
         after = _tensors(folded.extract_feat(image))
-    # The first forward of the teacher: parts of its config that do not go together show here.
+    # The teacher's first forward: parts of its config that do not fit each other raise here.
     except Exception as error:
         reason = f'{type(error).__name__}: {str(error).strip()}'
         raise _NotFoldable(
@@ -108,7 +108,7 @@ def _check_features(detector: nn.Module, folded: nn.Module) -> None:
             f'parts of {CONFIG_KEY} do not go together'
         ) from error
     errors = [_relative_error(a, b) for a, b in zip(after, before)]
-    # "not <" because NaN is no proof of equality.
+    # "not <" instead of ">=", because every comparison with NaN is false.
     if not all(error < _MAX_RELATIVE_ERROR for error in errors):
         raise _NotFoldable('it would change the features')
 

@@ -16,11 +16,13 @@ from calkd_det.teachers.source import CONFIG_KEY
 
 
 class InputMap(nn.Module):
-    """Undo the student's channel order, mean and std, apply the teacher's, and pad.
+    """Map of images that undoes the student's normalisation, applies the teacher's, and pads.
+
+    Normalisation is the channel order, mean and std.
 
     Args:
         student: The student's data preprocessor.
-        teacher: The teacher's.
+        teacher: The teacher's data preprocessor.
     """
 
     def __init__(self, student: ImgDataPreprocessor, teacher: ImgDataPreprocessor) -> None:
@@ -48,8 +50,8 @@ class InputMap(nn.Module):
             image_shapes: Height and width in pixels of each image, without its padding.
 
         Returns:
-            Normalised for the teacher, shape (B, C, H', W') with H' >= H, W' >= W. The very
-            same tensor where nothing differs.
+            Normalised for the teacher, shape (B, C, H', W') with H' >= H, W' >= W. Where nothing
+            differs, it is the given tensor itself.
         """
         height, width = images.shape[-2:]
         right = math.ceil(width / self.divisor) * self.divisor - width
@@ -69,8 +71,8 @@ def match_inputs(student: nn.Module, teacher: nn.Module) -> InputMap:
     """Build the map between two data preprocessors.
 
     Raises:
-        ConfigError: One of them does not normalise images as mmdet's do, or each has a mean of
-            its own number of channels.
+        ConfigError: One of them is no data preprocessor of mmdet's kind, or their means have
+            different numbers of channels.
     """
     keys = 'model.data_preprocessor', 'data_preprocessor of model.teacher.config'
     for preprocessor, key in zip((student, teacher), keys):
@@ -111,7 +113,7 @@ def _mean_std(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
 
 
 def _swap_red_and_blue(tensor: Tensor, dim: int) -> Tensor:
-    """Swap the first and the third channel. Images that are not of colour stay as they are."""
+    """Swap the first and the third channel, where there are at least three."""
     channels = tensor.shape[dim]
     if channels < 3:
         return tensor

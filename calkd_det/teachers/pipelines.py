@@ -1,4 +1,4 @@
-"""Find normalisation in data pipelines, which the map of data preprocessors cannot undo."""
+"""Find normalisation in data pipelines, which :class:`InputMap` does not undo."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CONTAINERS = ('dataset', 'datasets', 'pipeline', 'transforms')
 def warn_of_pipelines(
     student: nn.Module, teacher: nn.Module, student_dataset: Any, teacher_dataset: Any
 ) -> None:
-    """Warn where the training pipelines of student and teacher do not normalise alike.
+    """Warn where the training pipelines of student and teacher normalise differently.
 
-    The teacher is given the student's images with the normalisation of the student's data
-    preprocessor undone and that of its own done. What a pipeline did is not seen there.
+    On the student's images, the normalisation of the student's data preprocessor is undone and
+    that of the teacher's is applied. Normalisation by a pipeline is not undone.
 
     Args:
         student: The student's detector.
@@ -30,7 +30,7 @@ def warn_of_pipelines(
         teacher_dataset: The same for the teacher.
     """
     of_student, of_teacher = normalisations(student_dataset), normalisations(teacher_dataset)
-    # A preprocessor that normalises leaves nothing to a pipeline that is not known.
+    # An unknown pipeline is assumed not to normalise where the preprocessor does.
     assumed_student = set() if of_student is None and _normalises(student) else of_student
     assumed_teacher = set() if of_teacher is None and _normalises(teacher) else of_teacher
     if None in (assumed_student, assumed_teacher) or assumed_student == assumed_teacher:
@@ -57,7 +57,7 @@ def normalisations(dataset: Any) -> set[Normalisation] | None:
     """Return the settings of each ``Normalize`` in the pipelines of a data set.
 
     Args:
-        dataset: A data set or its config, within wrappers or not; None if unknown.
+        dataset: A data set or its config, with or without wrappers; None if unknown.
 
     Returns:
         The different settings, empty where no pipeline normalises; None if ``dataset`` is None.

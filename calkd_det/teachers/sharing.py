@@ -1,4 +1,4 @@
-"""One network for all holders of the same teacher in a process."""
+"""Share one network between all holders of the same teacher in a process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def share_detector(detector: nn.Module, key: str) -> nn.Module:
         key: Digest of the config and the weights that it was made from.
 
     Returns:
-        One whose tensors are equal to those of ``detector``, bit for bit. A shared one that
-        somebody has changed since is not returned.
+        A detector whose tensors equal those of ``detector``, bit for bit. A shared detector that
+        was changed after it was prepared is not returned.
     """
     content = digest(map(tensor_bytes, detector.state_dict().values()))
     shared = _DETECTORS.get((key, content))

@@ -24,8 +24,8 @@ class TeacherSource:
     Attributes:
         model: The detector's config, ready for ``MODELS.build``.
         checkpoint: Path or URL of its weights.
-        classes: The class names of the config's training data, None where it names no data.
-        dataset: The config of its training data set, None where it names none.
+        classes: The class names of the config's training data, None where it has no data.
+        dataset: The config of its training data set, None where it has none.
     """
 
     model: ConfigDict
@@ -38,7 +38,8 @@ def check_source(config: Any, checkpoint: Any) -> None:
     """Check, without reading a file, that config and checkpoint can belong to a teacher.
 
     Raises:
-        ConfigError: Wrong types, or no checkpoint for a config that no model zoo lists.
+        ConfigError: A value has a wrong type, or there is no checkpoint for a config that is not
+            from the model zoo.
     """
     if not isinstance(config, (str, Mapping)) or not config:
         raise ConfigError(
@@ -96,7 +97,7 @@ def _read_config(config: str | Mapping, *, zoo: bool) -> Config | ConfigDict:
         if '::' in config:
             return get_config(config, pretrained=zoo)
         return Config.fromfile(config)
-    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
+    # mmengine raises AssertionError for a wrong name, and anything for a wrong file.
     except Exception as error:
         what = 'find this config and its checkpoint in the model zoo' if zoo else 'read'
         raise TeacherError(
@@ -113,7 +114,7 @@ def _config_classes(cfg: Mapping) -> tuple[str, ...] | None:
     dataset = _train_dataset(cfg)
     try:
         return configured_class_names(dataset)
-    # AttributeError, TypeError, ... by which part of it is not what a data set's config is.
+    # A malformed config raises AttributeError, TypeError and others, by the part that is wrong.
     except Exception as error:
         raise TeacherError(
             f'{CONFIG_KEY}: cannot read the class names of train_dataloader.dataset; give it '

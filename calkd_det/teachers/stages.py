@@ -33,8 +33,8 @@ def match_stages(
     """Find the teacher's classifier for each of the student's.
 
     Args:
-        stages: For each of the student's classifiers the index of the teacher's classifier. With
-            None, each is taught by the one of the same index.
+        stages: For each of the student's classifiers the index of the teacher's classifier; None
+            for the same index.
         student: Names of the student's classifiers.
         teacher: Names of the teacher's classifiers.
 

@@ -1,4 +1,4 @@
-"""The teacher as the detector that it is: distillation keeps only a part of it."""
+"""Build the whole detector of a teacher, of which distillation keeps only a part."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from calkd_det.teachers.source import TeacherSource, read_source
 
 @dataclass(frozen=True)
 class WholeTeacher:
-    """The teacher as the detector that it is: distillation keeps only a part of it.
+    """The whole detector of a teacher, of which distillation keeps only a part.
 
     Attributes:
-        detector: In eval mode, on the CPU.
+        detector: The detector, in eval mode, on the CPU.
         checkpoint: Path or URL of its weights.
         classes: Its class names, None if unknown.
     """
@@ -28,12 +28,12 @@ class WholeTeacher:
 
 
 def build_whole_teacher(teacher: FrozenTeacher) -> WholeTeacher:
-    """Builds a teacher that :meth:`FrozenTeacher.build` has built, with all of its parts."""
+    """Build the whole detector of a teacher that :meth:`FrozenTeacher.build` has built."""
     return build_from_source(read_source(teacher.config, teacher.checkpoint))
 
 
 def build_from_source(source: TeacherSource) -> WholeTeacher:
-    """Build a detector from its config, and fill it with its weights.
+    """Build a detector from its config, and load its weights.
 
     Raises:
         TeacherError: mmdet cannot build it, or the weights do not fit.
