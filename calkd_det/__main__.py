@@ -1,4 +1,4 @@
-"""``python -m calkd_det``, the same as ``calkd``."""
+"""Run the command line ``calkd`` as ``python -m calkd_det``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Read this project's part of a config: checks that speak of the key, and registry builds."""
+"""Read configs, check their values, and build modules from them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DELETE_KEY = '_delete_'
 
 
 def config_path(name: str) -> str:
-    """Absolute path of one of this project's config files, for ``_base_`` in a user's own config.
+    """Return the absolute path of one of this project's configs, for ``_base_`` in another one.
 
-    mmengine's ``_base_ = 'package::file'`` knows a closed list of packages; this does the same
-    for CalKD-Det::
+    mmengine's ``_base_ = 'package::file'`` has a closed list of packages. This does the same for
+    CalKD-Det::
 
         _base_ = __import__('calkd_det').config_path('faster_rcnn/NAME.py')
 
@@ -44,7 +44,7 @@ def config_path(name: str) -> str:
 
 
 def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config.
+    """Read a config and change it by options.
 
     Args:
         name: A path, or ``mmdet::FAMILY/NAME.py``.
@@ -55,7 +55,7 @@ def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     try:
         cfg = get_config(name) if '::' in str(name) else Config.fromfile(name)
-    # mmengine reports a bad name by assertion, a bad file by whatever its parser raises.
+    # mmengine raises AssertionError for a wrong name, and anything for a wrong file.
     except Exception as error:
         raise ConfigError(f"cannot read '{name}' ({type(error).__name__}: {error})") from error
     merge_options(cfg, options or {}, f"of '{name}'")
@@ -66,27 +66,27 @@ def merge_options(cfg: Config, options: Mapping[str, Any], what: str) -> None:
     """Change a config by dotted keys.
 
     Args:
-        cfg: Is changed.
-        options: Values by their keys.
-        what: What the message calls the config, such as ``of 'NAME'``.
+        cfg: The config. It is changed in place.
+        options: New values by their dotted keys.
+        what: How the message names the config, such as ``of 'NAME'``.
 
     Raises:
         ConfigError: An option does not fit the config.
     """
     try:
         cfg.merge_from_dict(copy.deepcopy(dict(options)))
-    # A list index out of range, a key below what is no dict: mmengine has no error of its own.
+    # mmengine raises anything, for instance on a list index out of range or a key of a number.
     except Exception as error:
         raise ConfigError(f'cfg_options {what}: {type(error).__name__}: {error}') from error
 
 
 def check_number(value: Any, key: str, *, minimum_open: bool = True, hint: str = '') -> float:
-    """Checks that a config value is a finite number above zero (or, if not open, zero too).
+    """Check that a config value is a finite number > 0, or >= 0.
 
     Args:
         value: What the config holds.
-        key: Where it stands, as the user writes it, e.g. ``distillation.tau``.
-        minimum_open: Whether zero itself is refused.
+        key: Its key, as the user writes it, e.g. ``distillation.tau``.
+        minimum_open: Whether zero is refused.
         hint: What else the key takes, e.g. ``or the path of a calibration file``.
 
     Returns:
@@ -107,8 +107,8 @@ def check_number(value: Any, key: str, *, minimum_open: bool = True, hint: str =
 def without_delete_keys(cfg: Any) -> Any:
     """Return a copy of a config without ``_delete_``, at any depth.
 
-    mmengine takes the key out where it replaces a dict of the base config, and leaves it in where
-    the base has none.
+    mmengine removes the key where it replaces a dict of the base config, and keeps it where the
+    base config has no such dict.
     """
     if isinstance(cfg, Mapping):
         kind = type(cfg) if isinstance(cfg, dict) else dict
@@ -119,7 +119,7 @@ def without_delete_keys(cfg: Any) -> Any:
 
 
 def inheritance_hint(key: str) -> str:
-    """Return what to write where a dict was merged with that of the base config by mistake."""
+    """Return advice on a dict that was merged with that of the base config by mistake."""
     return (
         'What your own config does not write, a key or a type, comes from its base config, whose '
         'dicts yours are merged into; to replace one as a whole write '
@@ -128,10 +128,10 @@ def inheritance_hint(key: str) -> str:
 
 
 def check_keys(cfg: Any, key: str, *, known: set[str], required: set[str] = frozenset()) -> None:
-    """Checks that ``cfg`` is a dict whose keys are all known and that lacks none of the required.
+    """Check that ``cfg`` is a dict with known keys only and with all required keys.
 
     Raises:
-        ConfigError: Naming ``key`` and the offending or missing entry.
+        ConfigError: It is not. The message names ``key`` and the unknown or missing entry.
     """
     if not isinstance(cfg, Mapping):
         raise ConfigError(f'{key} must be a dict, but is {cfg!r} ({type(cfg).__name__})')
@@ -143,16 +143,16 @@ def check_keys(cfg: Any, key: str, *, known: set[str], required: set[str] = froz
 
 
 def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
-    """Builds ``cfg`` from a registry, and explains a wrong ``type`` or argument by its key.
+    """Build an object from a registry, with errors that name the config key.
 
     Args:
         registry: The mmdet registry to build from.
         cfg: A dict with ``type``. It is not changed.
-        key: Where it stands in the config, e.g. ``distillation``.
+        key: Its key in the config, e.g. ``distillation``.
 
     Raises:
-        ConfigError: Not a dict with ``type``, a type nobody registered, an argument that the
-            type does not take or that is missing, or whatever else keeps it from being built.
+        ConfigError: ``cfg`` is no dict with ``type``, the type is not registered, an argument is
+            unknown or missing, or the type cannot be built for another reason.
     """
     if not isinstance(cfg, Mapping):
         raise ConfigError(
@@ -172,7 +172,7 @@ def build_from_config(registry: Registry, cfg: Any, key: str) -> Any:
             return registry.build(copy.deepcopy(dict(cfg)))
     except CalKDError:
         raise
-    # Whatever the class raises on an argument it cannot take, the user must be told whose it is.
+    # A class may raise anything on a wrong argument; the message names the config key.
     except Exception as error:
         raise ConfigError(
             f'{key}: cannot build {target!r} ({type(error).__name__}: {error})'
@@ -190,7 +190,7 @@ def _check_arguments(registry: Registry, cls: Any, cfg: Mapping, key: str) -> No
     required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
     known = named | {'type', '_scope_'}
     unknown = [name for name in cfg if name not in known]
-    # A whole dict, or the argument of another type, is no slip of the pen.
+    # An unknown key that holds a dict, or that another type takes, was inherited, not mistyped.
     inherited = [
         n for n in unknown if isinstance(cfg[n], Mapping) or _another_class_takes(registry, cls, n)
     ]
@@ -203,7 +203,7 @@ def _check_arguments(registry: Registry, cls: Any, cfg: Mapping, key: str) -> No
 
 
 def _another_class_takes(registry: Registry, cls: Any, name: str) -> bool:
-    """Return whether a class that may stand in the place of another has an argument."""
+    """Return whether another class of the same packages takes an argument of this name."""
     packages = {__name__.partition('.')[0], cls.__module__.partition('.')[0]}
     return any(
         name in inspect.signature(other.__init__).parameters

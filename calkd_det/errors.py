@@ -1,4 +1,4 @@
-"""The errors this project raises for a user's mistake. Each message names the config key."""
+"""Errors that this project raises for a user's mistake. Each message names the config key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TeacherError(CalKDError, RuntimeError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint to append to an error message: the nearest known word, or all of them."""
+    """Return a hint for an error message: the nearest known word, or all known words."""
     known = sorted(known)
     near = get_close_matches(word, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f'known: {", ".join(known)}'

@@ -3,7 +3,7 @@
 A checkpoint written by mmengine's ``Runner`` carries more than weights: its log buffers, numpy
 scalars, and the meta information of the data set, with arrays and nested dicts. The few globals
 that such a file needs are declared safe here, and nothing else. Since torch 2.6 ``torch.load``
-unpickles weights only; without these ``--resume`` and ``tools/test.py`` stop.
+unpickles weights only. Without this declaration ``--resume`` and ``tools/test.py`` stop.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def load_checkpoint(file: str | Path | BinaryIO, map_location: Any = 'cpu') -> A
 
     Args:
         file: A path, or a file opened for reading bytes.
-        map_location: As of ``torch.load``.
+        map_location: As in ``torch.load``.
 
     Raises:
         OSError: The file cannot be read.
-        pickle.UnpicklingError: It holds anything else.
-        Exception: Whatever ``torch.load`` raises on a file that is damaged, by its version.
+        pickle.UnpicklingError: The file holds anything else.
+        Exception: What ``torch.load`` raises on a damaged file, which depends on its version.
     """
     if torch_takes_named_globals():
         return torch.load(file, map_location=map_location, weights_only=True)
@@ -84,13 +84,13 @@ def safe_globals() -> dict[str, Any]:
 
 
 def history_buffer_method(owner: Any, name: str) -> Any:
-    """Return a statistic of ``HistoryBuffer``: what pickle asks ``builtins.getattr`` for.
+    """Return a statistic of ``HistoryBuffer``, for a pickle that calls ``builtins.getattr``.
 
-    ``getattr`` itself would let a file reach any attribute of any safe class. Where a user has
-    declared it safe all the same, theirs is called, because torch takes only one of a name.
+    ``getattr`` itself would give a file any attribute of any safe class. Where a user has declared
+    a ``getattr`` safe, that one is called, because torch keeps only one global of each name.
 
     Raises:
-        ValueError: Another attribute is asked for, and no ``getattr`` was declared safe.
+        ValueError: The file needs another attribute, and no ``getattr`` was declared safe.
     """
     if owner is HistoryBuffer and name in _STATISTICS:
         return getattr(HistoryBuffer, name)
@@ -101,7 +101,7 @@ def history_buffer_method(owner: Any, name: str) -> Any:
 
 
 def allowed_globals() -> dict[str, Any]:
-    """Return all that a checkpoint may name: what torch, the user and this package allow."""
+    """Return the globals that a checkpoint may name: those allowed by torch, user and package."""
     plain = (OrderedDict, Counter, set, bytearray, complex, codecs.encode)
     return {
         **{_name_of(value): value for value in plain},
@@ -112,10 +112,12 @@ def allowed_globals() -> dict[str, Any]:
 
 
 def refused_globals(path: str | Path) -> list[str]:
-    """Return the names in a checkpoint that :func:`load_checkpoint` refuses; none are loaded.
+    """Return the names in a checkpoint that :func:`load_checkpoint` refuses, without loading it.
+
+    The list is empty for a file that is no checkpoint.
 
     Args:
-        path: A checkpoint. Of a file that is none the list is empty.
+        path: A checkpoint.
     """
     allowed = allowed_globals()
     names = dict.fromkeys(name for name in _globals_in(Path(path)) if name not in allowed)
@@ -123,7 +125,7 @@ def refused_globals(path: str | Path) -> list[str]:
 
 
 def current_name(module: str, name: str) -> str:
-    """Return the full name of a global in Python 3: torch writes those of Python 2."""
+    """Return the full name of a global in Python 3. torch writes the names of Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f'{module}.{name}'
 
@@ -152,7 +154,7 @@ def _globals_in(path: Path) -> Iterator[str]:
             elif _starts_with(file, PROTO):
                 for _ in range(_LEGACY_PICKLES):
                     yield from _globals_of(file)
-        # Not a pickle, or a truncated one: no more names are to be had.
+        # The pickle is truncated, or it is none: no further names can be read.
         except (ValueError, EOFError, IndexError, zipfile.BadZipFile):
             return
 

@@ -1,4 +1,4 @@
-"""The stack that CalKD-Det stands on: check it before anything else is imported, list versions."""
+"""Check the libraries that CalKD-Det needs before the rest is imported, and list versions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import importlib
 import platform
 
 # Not in install_requires: the maintained forks install the same modules under other
-# distribution names, and pip would lay one stack over the other.
+# distribution names, and pip would install both over each other.
 _NEEDED = ('torch', 'mmengine', 'mmcv', 'mmcv.ops', 'mmdet')
 
 
 def check_stack() -> None:
-    """Imports each library that CalKD-Det stands on.
+    """Import each library that CalKD-Det needs.
 
     Raises:
-        ImportError: One is missing or broken; the message says which and what to install.
+        ImportError: One is missing or broken. The message names it and what to install.
     """
     for module in _NEEDED:
         try:
@@ -35,7 +35,7 @@ def check_stack() -> None:
 
 
 def installed_versions() -> dict[str, str]:
-    """List the versions that a result depends on, by the name of the package, and Python's."""
+    """Return the versions that a result depends on, by the name of the package, with Python's."""
     names = ('calkd_det', 'torch', 'mmdet', 'mmengine', 'mmcv', 'numpy', 'scipy')
     versions = {name: importlib.import_module(name).__version__ for name in names}
     return {**versions, 'python': platform.python_version()}

@@ -9,11 +9,11 @@ import torch
 
 
 def outside_compiler(function: Callable) -> Callable:
-    """Return a function that runs as written inside ``torch.compile``, too.
+    """Return a function that runs as written also inside ``torch.compile``.
 
     ``torch.compiler.disable`` does the same, but imports ``torch._dynamo`` at once, which takes
-    longer than the import of this package. Here it is called on the first call. By then a run that
-    trains has imported it: torch's optimizers do.
+    longer than the import of this package. Here it is called on the first call of the function. By
+    then a training run has imported ``torch._dynamo``, because torch's optimizers do.
     """
     disabled: list[Callable] = []
 

@@ -1,4 +1,4 @@
-"""Tell in the log what the teacher says of the objects."""
+"""Figures for the log on the teacher's predictions of the foreground."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from calkd_det.taps import Activation, ClassifierSamples
 
-# Below mmdet's usual score_thr a sigmoid detector reports no box.
+# mmdet's usual score_thr, below which a sigmoid detector reports no box.
 NO_OBJECT_SCORE = 0.05
 
 
 def predict(logits: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """Return scores and predicted classes, "no class" among them.
+    """Return scores and predicted classes, one of which is "no class".
 
-    Under softmax "no class" is the background, where its probability is the highest. A sigmoid
-    head has no such column: it predicts no class where its highest score is below
-    :data:`NO_OBJECT_SCORE`. Else one that scores nothing would be right by accident.
+    Under softmax "no class" is the background. A sigmoid head has no such column. It predicts "no
+    class" where its highest score is below :data:`NO_OBJECT_SCORE`. Otherwise a head with scores
+    near zero would be right by accident.
 
     Args:
         logits: Float, shape (N, C + 1) with the background last for ``softmax``, (N, C) for
@@ -24,7 +24,8 @@ def predict(logits: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
         activation: How the head turns logits into scores.
 
     Returns:
-        The highest score, float, shape (N,), and the prediction, int64, shape (N,); C is no class.
+        The highest score, float, shape (N,), and the prediction, int64, shape (N,); C is "no
+        class".
     """
     highest, prediction = logits.max(dim=1)
     if activation == 'softmax':
@@ -40,10 +41,11 @@ def num_classes(samples: ClassifierSamples) -> int:
 
 @torch.no_grad()
 def diagnose(samples: ClassifierSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
-    """Return what the log tells of the teacher; no value leaves the device here.
+    """Return the log's figures on the teacher. They stay on the device.
 
     All figures are of the foreground samples, those with an assigned class and a weight above
-    zero: the background outnumbers them, and is easy. See :func:`predict` for what a prediction is.
+    zero. The background is left out, because it is far larger and easy to classify. Predictions
+    are those of :func:`predict`.
 
     Args:
         samples: N samples of the student.

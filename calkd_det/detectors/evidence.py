@@ -1,4 +1,4 @@
-"""Watch the first steps for a teacher that is blind or whose class names are wrong."""
+"""Check in the first steps whether a teacher is blind or has wrong class names."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from calkd_det.taps import ClassifierSamples
 MIN_SAMPLES = 300
 FIRST_LOOK = 16
 MIN_STEPS = 32
-# By then classes of COCO with one object in a thousand images have been met often enough.
+# Enough for classes of COCO with one object in a thousand images.
 MAX_STEPS = 4096
 
 
 class TeacherEvidence:
-    """Counts on the device what the teacher predicts, and judges it a few times on the host.
+    """Counts of the teacher's predictions in the first steps, and warnings drawn from them.
 
-    It looks after 16, 32, 64, … steps, at the end of the first epoch for the last time (never
-    before step 32, at step 4096 at the latest): an image that comes again is no new evidence.
-    A look waits for 300 foreground samples. The host does not wait for the device: the counts of a
-    look are copied in the background and read in a later step. A copy, also a pickled one,
-    begins anew. In a distributed training each process looks at its own samples.
+    The device counts in every step. The host judges the counts after 16, 32, 64, … steps, and for
+    the last time at the end of the first epoch, but not before step 32 and not after step 4096.
+    Later epochs show the same images, which are no new evidence. With fewer than 300 foreground
+    samples nothing is judged. The host does not wait for the device: the counts are copied in
+    the background and judged in a later step. A copy of this object, also a pickled one, begins
+    anew. In a distributed training each process judges its own samples.
     """
 
     def __init__(self) -> None:
@@ -49,10 +50,10 @@ class TeacherEvidence:
     def note(
         self, detector: nn.Module, answered: Sequence[tuple[ClassifierSamples, Tensor]]
     ) -> None:
-        """Count a step, and warn of what the last look showed.
+        """Count the predictions of a step, and warn if the counts copied before are suspicious.
 
         Args:
-            detector: The student, which knows the names of its classes.
+            detector: The student, which holds the names of its classes.
             answered: The samples of each of the student's classifiers, with the teacher's
                 calibrated logits.
         """
@@ -76,7 +77,7 @@ class TeacherEvidence:
                 self.report(detector)
 
     def report(self, detector: nn.Module) -> None:
-        """Judge the last look and warn, where its counts have arrived."""
+        """Judge the counts copied last, if they have arrived on the host, and warn."""
         if self._copy is None or (self._copied is not None and not self._copied.query()):
             return
         step, units, number = self._copy
@@ -103,7 +104,11 @@ class TeacherEvidence:
         self._copy = self._step, units, samples
 
     def _warnings(self, judgement: Judgement, detector: nn.Module, last: bool) -> list[str]:
-        """Return what has not been told; rare classes come late and are told at the last look."""
+        """Return the warnings that were not logged before.
+
+        Exchanged classes are logged when first found, and once more at the last judgement where
+        further ones were found by then, because rare classes appear late.
+        """
         texts = []
         found = set(judgement.exchanged)
         if found and (not self._told_exchanged or (last and found - self._told_exchanged)):
@@ -125,8 +130,8 @@ def count_predictions(answered: Sequence[tuple[ClassifierSamples, Tensor]]) -> T
             teacher's calibrated logits.
 
     Returns:
-        Float32, shape (C + 1, C + 1): the last row is the background, the last column no class.
-        It is on the device of the logits, and nothing has waited for it.
+        Float32, shape (C + 1, C + 1), on the device of the logits. The last row is the background,
+        the last column "no class". The host does not wait for it.
     """
     size = num_classes(answered[0][0]) + 1
     counts = answered[0][1].new_zeros(size * size, dtype=torch.float32)
@@ -140,7 +145,7 @@ def count_predictions(answered: Sequence[tuple[ClassifierSamples, Tensor]]) -> T
 
 
 def _last_step() -> int:
-    """Return how many steps are new evidence: those of the first epoch, where it is known."""
+    """Return the last step to count: that of the first epoch, where its length is known."""
     try:
         steps = len(training_loader())
     except TypeError:  # no Runner, or data without a length

@@ -1,4 +1,4 @@
-"""Logits that are not finite: the teacher's are left out, and both are reported once."""
+"""Report class logits that are not finite once, and leave those of the teacher out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from calkd_det.taps import ClassifierSamples
 
 
 class FiniteWatch:
-    """Reports once, in the log, whose class logits first held NaN or infinite values.
+    """Watch for class logits that are NaN or infinite, with one report in the log.
 
-    What :meth:`note` sees is reported in the next step, when it is on the host anyway. A copy,
-    also a pickled one, watches anew.
+    A step is checked on the device and reported in the next step. By then its result has arrived
+    on the host without waiting. A copy of this object, also a pickled one, begins anew.
     """
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class FiniteWatch:
 
     @torch.no_grad()
     def note(self, samples: list[ClassifierSamples], answers: list[Tensor]) -> None:
-        """Notes a step.
+        """Check the logits of a step.
 
         Args:
-            samples: What the student's classifiers saw.
-            answers: For each of them the teacher's logits.
+            samples: The samples of each of the student's classifiers.
+            answers: The teacher's logits for each of them.
         """
         self._steps += 1
         # The student's forward has waited for the device several times since the step before.
@@ -53,7 +53,7 @@ class FiniteWatch:
         self._finite = finite
 
     def report(self) -> None:
-        """Reports the step that was noted last, where its figures have arrived."""
+        """Report the step that was checked last, if its result has arrived on the host."""
         if self._finite is None or (self._arrived is not None and not self._arrived.query()):
             return
         finite = self._finite.tolist()
@@ -84,17 +84,17 @@ class FiniteWatch:
 def leave_out_non_finite(
     samples: ClassifierSamples, teacher_logits: Tensor
 ) -> tuple[ClassifierSamples, Tensor]:
-    """Give samples weight 0 for which the teacher has a NaN or infinite logit.
+    """Give weight 0 to samples for which the teacher has a NaN or infinite logit.
 
-    Nothing leaves the device, and no value changes where all are finite.
+    Nothing is copied to the host. No value changes where all logits are finite.
 
     Args:
         samples: N samples of the student.
         teacher_logits: Calibrated, float32, shape (N, K). Changed in place.
 
     Returns:
-        The samples with their new weights, and the logits with zeros where they are left out,
-        since a NaN times zero is a NaN.
+        The samples with their new weights, and the logits with zeros in the samples of weight 0,
+        because NaN times zero is NaN.
     """
     finite = teacher_logits.sum(dim=1).isfinite()
     weights = samples.weights * finite
@@ -102,8 +102,8 @@ def leave_out_non_finite(
 
 
 def _all_finite(values: Tensor) -> Tensor:
-    """Return whether all values are finite, a bool scalar; no tensor of their size is made."""
+    """Return whether all values are finite, a bool scalar, without a tensor of their size."""
     if values.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=values.device)
-    # Both are NaN where any value is.
+    # Minimum and maximum are NaN where any value is NaN.
     return torch.stack(torch.aminmax(values.detach())).isfinite().all()

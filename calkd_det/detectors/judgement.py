@@ -1,4 +1,4 @@
-"""Judges from counts whether a teacher sees the objects, and under the right names."""
+"""Judge from counts whether a teacher sees the objects and names their classes right."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-# Fewer units of a class say nothing about whether it is renamed.
+# With fewer units of a class nothing is concluded about its name.
 MIN_UNITS = 9
-# A class whose partners in an exchange have hardly been met needs more.
+# The least for a class whose partners in an exchange have too few units.
 MIN_UNITS_ALONE = 32
-# How many standard errors oftener a class must be predicted as another than as itself: among 80
-# classes none is so by accident; where the classes as a whole are renamed, less is enough.
+# By how many standard errors a class must be predicted more often as another than as itself. The
+# first value is not reached by accident by any of 80 classes. The second is enough where the
+# classes as a whole look renamed.
 MIN_Z_SCORE = 3.0
 MIN_Z_SCORE_OF_RENAMED = 1.5
-# Accuracy beyond chance: below the first a teacher sees nothing; above the second it sees enough
-# for the names to be told wrong.
+# Accuracy beyond chance. Below the first value a teacher counts as blind. Above the second, under
+# the best renaming, it sees enough for its class names to be called wrong.
 BLIND_SKILL = 0.1
 SEEING_SKILL = 0.2
 _MIN_UNITS_OF_HALF = 2
@@ -33,20 +34,20 @@ _BLIND_REASONS = (
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the counts say of a teacher.
+    """Result of judging a teacher's predictions.
 
     Attributes:
-        exchanged: By class the class that the teacher takes its objects for, where the names of
-            both look exchanged; classes in ascending order.
+        exchanged: For each class whose name looks exchanged, the class that the teacher predicts
+            for its objects; in ascending order.
         shares: For each class of ``exchanged`` the share of its samples so predicted, in [0, 1].
-        accuracy: Share of the foreground predicted as its class, in [0, 1]; NaN without any.
+        accuracy: Share of the foreground predicted as its class, in [0, 1]; NaN without foreground.
         renamed_accuracy: The same with the classes of ``exchanged`` renamed.
-        blind: Whether the teacher knows hardly more of the objects than chance does, under its
-            names and under any other.
-        sees: Whether it surely knows more than chance under its names.
-        skill: Accuracy beyond chance, see :func:`classification_skill`; NaN where too little was
-            seen.
-        renamed_skill: The same under the best renaming, no less than ``skill``.
+        blind: Whether the accuracy is hardly above chance, under the given names and under any
+            renaming.
+        sees: Whether the accuracy is surely above chance under the given names.
+        skill: Accuracy beyond chance, see :func:`classification_skill`; NaN where there are too
+            few units.
+        renamed_skill: The same under the best renaming, at least ``skill``.
     """
 
     exchanged: dict[int, int]
@@ -60,15 +61,15 @@ class Judgement:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the teacher should not teach before someone has looked."""
+        """Whether a user should look at the teacher before it is used."""
         return self.blind or bool(self.exchanged)
 
 
 def units_of(counts: NDArray) -> NDArray[np.float64]:
-    """Return counts whose every row is divided by its sum; a row of zeros stays one.
+    """Divide each row of counts by its sum. A row of zeros stays a row of zeros.
 
-    The samples of an object, and the objects of an image, are predicted alike. So what is
-    counted is not samples: each step, or image, that holds a class is one unit of it.
+    Samples of one object, and objects of one image, tend to get the same prediction, so they are
+    no independent evidence. Each step or image that holds a class counts as one unit of the class.
 
     Args:
         counts: Samples by assigned class and prediction, shape (..., C + 1, C + 1).
@@ -82,8 +83,8 @@ def judge(units: NDArray[np.float64]) -> Judgement:
     Args:
         units: Units by half, assigned class and prediction, float, shape (2, C + 1, C + 1). The
             last row is the background, the last column "no class". The halves are of different
-            steps or images: a renaming that is found in one is measured on the other, because
-            the best of all renamings looks good on the counts that it was found on.
+            steps or images. A renaming that is found in one half is measured on the other,
+            because the best renaming looks too good on the counts in which it was found.
     """
     total = units.sum(axis=0)
     foreground = total[:-1]
@@ -121,22 +122,23 @@ def find_exchanged(
     """Find the classes that the teacher predicts under each other's names.
 
     The candidate of each class is its partner in the best one-to-one renaming. A class that is
-    only confused with another is not exchanged: its partner's own objects are still predicted as
-    the partner. So a class counts as exchanged if most of its predictions are its partner and
-    hardly any is itself, if its partner is not predicted on the partner's own objects, and if the
-    class that is renamed to it is exchanged, too, or has hardly been met.
+    only confused with another is not exchanged, because the partner's own objects are still
+    predicted as the partner. A class counts as exchanged if all of this is true: most of its
+    predictions are its partner and hardly any is itself; the partner is not predicted on the
+    partner's own objects; the class that is renamed to it is exchanged as well or has too few
+    units.
 
     Args:
         foreground: Units by assigned class and prediction, shape (C, C + 1), "no class" last.
-        min_z_score: How many standard errors oftener a class must be predicted as its partner
-            than as itself.
+        min_z_score: By how many standard errors a class must be predicted more often as its
+            partner than as itself.
 
     Returns:
-        By class its partner, and for each the share of its units predicted so.
+        The partner of each exchanged class, and the share of the class's units predicted so.
     """
     classes = foreground[:, :-1]
     met = np.flatnonzero(classes.sum(axis=1) > 0)
-    # Where nothing tells two renamings apart, a class keeps its name.
+    # Of renamings that are equally good, one that keeps names is taken.
     rows, columns = linear_sum_assignment(
         (classes + 1e-6 * np.eye(len(classes)))[met], maximize=True
     )
@@ -171,7 +173,7 @@ def find_exchanged(
 def _is_predicted_as(
     units: NDArray[np.float64], label: int, other: int, min_z_score: float
 ) -> bool:
-    """Return whether a class is significantly more often predicted as another than as itself."""
+    """Return whether a class is predicted significantly more often as another than as itself."""
     if other in (-1, label):
         return False
     own, moved = units[label], units[other]
@@ -186,7 +188,7 @@ def _is_predicted_as(
 def classification_skill(rows: NDArray[np.float64], columns: NDArray[np.int64]) -> float:
     """Return the accuracy beyond chance: 1 for a perfect teacher, 0 for a constant or random one.
 
-    It is Cohen's kappa (1960) with all classes weighted alike, whatever their number of objects.
+    It is Cohen's kappa (1960) with equal weights of all classes, whatever their number of objects.
 
     Args:
         rows: Share of each prediction for S classes, shape (S, C + 1).
@@ -199,7 +201,7 @@ def classification_skill(rows: NDArray[np.float64], columns: NDArray[np.int64]) 
 
 @dataclass(frozen=True)
 class _Skill:
-    """A skill, and its interval of two standard errors."""
+    """Skill with an interval of two standard errors."""
 
     value: float
     error: float
@@ -216,7 +218,7 @@ class _Skill:
 def _is_blind(named: _Skill, renamed: _Skill) -> bool:
     if named.upper >= BLIND_SKILL:
         return False
-    # Where a renaming helps, it must be known well that it does not help much.
+    # Where a renaming helps, the interval must show that it helps little.
     return renamed.upper < BLIND_SKILL or (
         renamed.error < BLIND_SKILL / 2 and renamed.lower < SEEING_SKILL
     )
@@ -227,7 +229,7 @@ def _class_skills(units: NDArray[np.float64], known: NDArray[np.int64]) -> tuple
 
     Args:
         units: As for :func:`judge`.
-        known: The classes that both halves hold, at least two.
+        known: The classes that both halves have units of, at least two.
     """
     halves = [half / half.sum(axis=1, keepdims=True) for half in units[:, known]]
     both = units[:, known].sum(axis=0)
@@ -251,9 +253,9 @@ def _class_skill(
 
 
 def _detection_skills(total: NDArray[np.float64]) -> tuple[_Skill, _Skill]:
-    """Return how much oftener objects than background are predicted as their class, and as any.
+    """Return how much more often objects than background get their class, and any class.
 
-    With a single class to look at, this is all that there is beyond chance.
+    This takes the place of the skill where fewer than two classes have enough units.
 
     Args:
         total: Units by assigned class and prediction, shape (C + 1, C + 1).
@@ -265,7 +267,7 @@ def _detection_skills(total: NDArray[np.float64]) -> tuple[_Skill, _Skill]:
     prior = foreground.sum(axis=1) / numbers[0]
     correct = np.trace(foreground), prior @ background[:-1]
     found = foreground[:, :-1].sum(), background[:-1].sum()
-    # A head that learns from the foreground alone has no background to compare with.
+    # A head that is trained on the foreground alone has no background samples.
     compared = slice(0, 2 if numbers[1] >= MIN_UNITS else 1)
     skills = []
     for shares in np.array([correct, found]) / np.maximum(numbers, 1):
@@ -275,16 +277,16 @@ def _detection_skills(total: NDArray[np.float64]) -> tuple[_Skill, _Skill]:
 
 
 def _variance(share: NDArray[np.float64], number: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the variance of shares, smoothed: that of none among few is not zero."""
+    """Return the variance of shares, smoothed so that it is above zero for a share of 0 or 1."""
     smooth = (share * number + 0.5) / (number + 1)
     return smooth * (1 - smooth) / number
 
 
 def describe_exchanged(judgement: Judgement, class_names: Sequence[str] | None) -> str:
-    """Return the sentences on exchanged classes, for log and doctor.
+    """Return the message on exchanged classes, for log and doctor.
 
     Args:
-        judgement: With some class exchanged.
+        judgement: A judgement with exchanged classes.
         class_names: The student's, None if unknown.
     """
     pairs = [
@@ -303,7 +305,7 @@ def describe_exchanged(judgement: Judgement, class_names: Sequence[str] | None) 
 
 
 def describe_blind(judgement: Judgement) -> str:
-    """Return the sentences on a teacher that sees nothing, for log and doctor."""
+    """Return the message on a blind teacher, for log and doctor."""
     return (
         f'The teacher looks blind: its accuracy on objects is {judgement.accuracy:.2f}, which is '
         f'{max(judgement.skill, 0):.2f} beyond chance (1 is perfect), and '

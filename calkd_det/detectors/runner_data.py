@@ -1,4 +1,4 @@
-"""The Runner that is training, and its data set."""
+"""Find the Runner that is training, and its data set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 
 
 def calling_runner() -> Runner | FlexibleRunner | None:
-    """Return the Runner that is calling, directly or not; None without one.
+    """Return the Runner among the callers of this function; None without one.
 
-    mmengine hands a model nothing of its Runner, and what its loops leave with the visualizer is
-    overwritten by the validation data. The Runner is therefore looked up among the callers: both
-    ``init_weights`` and a training step are called by it, under every wrapper and strategy.
+    mmengine gives a model no reference to its Runner. The class names that its loops store in the
+    visualizer are overwritten by those of the validation data. A Runner calls ``init_weights`` and
+    every training step, under every wrapper and strategy, so it is found on the call stack.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -26,7 +26,7 @@ def calling_runner() -> Runner | FlexibleRunner | None:
 
 def training_loader() -> Any:
     """Return the data loader that the calling Runner trains with; None where there is none."""
-    # The property of the same name would build a loop that only testing leaves unbuilt.
+    # Not the property train_loop, which would build the loop in a run that only tests.
     loop = getattr(calling_runner(), '_train_loop', None)
     return loop.dataloader if isinstance(loop, BaseLoop) else None
 

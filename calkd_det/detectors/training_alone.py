@@ -1,4 +1,4 @@
-"""Tell that a student trains without a teacher."""
+"""Log that a student trains without a teacher."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def tell_training_alone(detector: nn.Module, chosen: bool) -> None:
 
     Args:
         detector: The student. The config of its Runner is searched for keys beside ``model``.
-        chosen: Whether the config says so by a None, which is told as information; a key that is
-            left out may have been forgotten, and is a warning.
+        chosen: Whether the config sets a key to None. This is logged as information. A key that
+            is left out may have been forgotten, so it is logged as a warning.
     """
     if chosen:
         print_log(
