@@ -1,4 +1,4 @@
-"""Held-out data for a calibration: a COCO-format set, read through a detector's config."""
+"""Held-out data for a calibration: a COCO-format data set, read as a detector's config says."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class HeldOutData:
     """A held-out data set, ready for :func:`~calkd_det.measurement.collect.collect_samples`.
 
     Attributes:
-        dataset: Gives images through the config's test pipeline, resized, with annotations that
-            fit the resized image.
+        dataset: The images after the config's test pipeline, with annotations in pixels of the
+            resized image.
         ann_file: The COCO annotation file.
         images: The folder of its images.
-        sha256: Of the annotation file.
-        num_listed: Number of images that the file lists. The data set has fewer where the
-            config's training leaves images out, those without an object for instance.
+        sha256: SHA-256 of the annotation file, in hexadecimal.
+        num_listed: Number of images in the annotation file. The data set has fewer where the
+            config's training leaves images out, for instance those without an object.
     """
 
     dataset: CocoDataset
@@ -53,19 +53,19 @@ def read_held_out(
     classes: Sequence[str] | None = None,
     max_images: int | None = None,
 ) -> HeldOutData:
-    """Opens a COCO-format data set for a detector.
+    """Open a COCO-format data set for a detector.
 
     Args:
-        cfg: The detector's config; its test pipeline and the filter of its training are used.
+        cfg: The detector's config. Its test pipeline and the filter of its training data are used.
         ann_file: COCO annotation file.
         images: Folder of its images.
         num_classes: The number C of foreground classes of the detector.
-        classes: Their names in the detector's order; None for those of the config's data.
-        max_images: Use only the first so many; None for all.
+        classes: Their names in the detector's order; None for those of the config's test data.
+        max_images: Number of images to use, from the first on; None for all.
 
     Raises:
-        ConfigError: The file or an image is missing, it is no COCO file, its categories are not
-            the classes in their order, or the config names no pipeline for testing.
+        ConfigError: The file or an image is missing, the file is no COCO file, its categories are
+            not the classes in their order, or the config has no test pipeline.
     """
     content = _read_coco(ann_file)
     leaf = _test_leaf(cfg)
@@ -78,13 +78,13 @@ def read_held_out(
         data_prefix=dict(img=str(images)),
         metainfo=dict(classes=classes),
         pipeline=annotated(leaf.get('pipeline') or cfg.get('test_pipeline') or []),
-        # As in training, so that images without objects are in or out as they are there.
+        # Images without objects are kept or left out as in training.
         filter_cfg=copy.deepcopy(train.get('filter_cfg')),
     )
     try:
         with redirect_stdout(io.StringIO()), DefaultScope.overwrite_default_scope('mmdet'):
             dataset = DATASETS.build(dataset_cfg)
-    # mmdet and pycocotools check little of a file, and fail in as many ways as it can be wrong.
+    # mmdet and pycocotools check little of a file, and raise anything on a wrong one.
     except Exception as error:
         raise ConfigError(
             f"mmdet cannot read '{ann_file}' as a data set ({type(error).__name__}: {error})"
@@ -103,10 +103,13 @@ def read_held_out(
 
 
 def annotated(pipeline: Sequence[Mapping]) -> list[dict]:
-    """A test pipeline that gives boxes in pixels of the image that the detector gets.
+    """Return a test pipeline with boxes in pixels of the image that the detector gets.
 
-    mmdet's own test pipelines load annotations after the resizing, because they are compared with
-    boxes scaled back to the original image. The assigner compares them before that.
+    mmdet's own test pipelines load annotations after the resizing, because they compare them with
+    boxes that are scaled back to the original image. The assigner needs boxes of the resized image.
+
+    Raises:
+        ConfigError: The pipeline does not load or does not pack images.
     """
     steps = [copy.deepcopy(dict(step)) for step in pipeline]
     steps = [step for step in steps if step.get('type') != 'LoadAnnotations']
@@ -124,7 +127,7 @@ def annotated(pipeline: Sequence[Mapping]) -> list[dict]:
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
-    """The data sets in a config that read files, through wrappers such as ``RepeatDataset``."""
+    """Yield the configs of data sets within wrappers such as ``RepeatDataset``."""
     if not isinstance(dataset, Mapping):
         return
     inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets') or ()
@@ -135,13 +138,13 @@ def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
 
 
 def is_coco_dataset(leaf: Mapping) -> bool:
-    """Whether the config of a data set is of mmdet's ``CocoDataset`` or a subclass."""
+    """Return whether the config of a data set is of mmdet's ``CocoDataset`` or a subclass."""
     cls = _registered(leaf)
     return isinstance(cls, type) and issubclass(cls, CocoDataset)
 
 
 def is_coco_file(path: Path) -> bool:
-    """Whether a file is a COCO-format annotation file with images and objects."""
+    """Return whether a file is a COCO-format annotation file with images and objects."""
     try:
         _read_coco(path)
     except ConfigError:
@@ -153,7 +156,7 @@ def annotation_file(cfg: Config, split: str) -> tuple[Path, Path]:
     """Return the annotation file and the image folder of a split's first data set.
 
     Raises:
-        ConfigError: The config names no annotation file for it.
+        ConfigError: The config names no annotation file for the split.
     """
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
     for leaf in leaf_datasets(dataset):
@@ -165,7 +168,7 @@ def annotation_file(cfg: Config, split: str) -> tuple[Path, Path]:
 
 
 def train_subset(cfg: Config) -> int | None:
-    """Return how many of the first images a config trains on, where ``indices`` says so."""
+    """Return the number of first images that a config trains on by ``indices``; None for all."""
     for leaf in leaf_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
         indices = leaf.get('indices')
         return indices if isinstance(indices, int) and indices > 0 else None
@@ -173,18 +176,19 @@ def train_subset(cfg: Config) -> int | None:
 
 
 def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
-    """Says where held-out images are those that a config trains on or judges by.
+    """Return warnings of held-out images on which a config trains, validates or tests.
 
     Annotation files are compared by path and content, images by their path. Equal file names, and
-    equal ids and sizes of all images, are told as a possibility: many collections number their
-    images from 1. A file of the config that is not there, or not in COCO format, is passed over.
+    equal ids and sizes of all images, are reported as possibly the same images, because many
+    collections number their images from 1. A file of the config that is missing or not in COCO
+    format is skipped.
 
     Args:
         cfg: The detector's config.
         data: The held-out data.
 
     Returns:
-        A sentence for each annotation file of the config with such images.
+        A warning for each annotation file of the config with such images.
     """
     own = _read_coco(data.ann_file)
     warnings = []
@@ -209,7 +213,7 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):
@@ -282,7 +286,7 @@ def _registered(leaf: Mapping) -> Any:
 def _configured_names(leaf: Mapping) -> tuple[str, ...] | None:
     try:
         return configured_class_names(leaf)
-    # AttributeError, TypeError, ... by which part of it is not what a data set's config is.
+    # A malformed config raises AttributeError, TypeError and others, by the part that is wrong.
     except Exception as error:
         raise ConfigError(
             "cannot read the class names of the config's test data; give it "

@@ -1,4 +1,4 @@
-"""One training step on a real batch, of which nothing is kept."""
+"""Run training steps on a real batch, without updating the weights."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _REPEATS = 2
 
 
 def check_step(student: nn.Module, loader: DataLoader, device: torch.device) -> Iterator[Finding]:
-    """Computes losses and gradients of a batch, and measures what the teacher costs of that.
+    """Compute losses and gradients of a batch, and measure the teacher's share of the cost.
 
     Args:
-        student: With its initial weights, and its teacher where it distils.
-        loader: Of training batches.
+        student: The detector with its initial weights, and with its teacher where it distils.
+        loader: The loader of training batches.
         device: Where the step runs.
     """
     student.to(device).train()
     batch = student.data_preprocessor(next(iter(loader)), True)
     distilling = getattr(student, 'distilling', False)
     meter = _TeacherMeter(student.teacher.network, device) if distilling else None
-    logs, _, memory = _step(student, batch, meter)  # also warms caches and kernels up
+    logs, _, memory = _step(student, batch, meter)  # also warms up caches and kernels
     yield from _losses(logs, len(batch['data_samples']))
     if meter is None:
         return
@@ -70,7 +70,7 @@ def _figures(values: dict[str, float]) -> str:
 def _step(
     student: nn.Module, batch: dict[str, Any], meter: _TeacherMeter | None
 ) -> tuple[dict[str, float], float, int]:
-    """What the log would say, the seconds, and on a GPU the bytes at the peak."""
+    """Run a step; return its values for the log, its seconds, and on a GPU its peak in bytes."""
     device = next(student.parameters()).device
     if meter is not None:
         meter.reset()
@@ -85,11 +85,11 @@ def _step(
 
 
 class _TeacherMeter:
-    """Seconds and, on a GPU, bytes that a teacher takes of a step.
+    """Meter of the seconds and, on a GPU, the bytes that a teacher takes in a step.
 
     Attributes:
-        seconds: The time of its features and its answers.
-        memory: Bytes at its peak, beside what was allocated when it began.
+        seconds: The time of the teacher's features and logits.
+        memory: Bytes at the teacher's peak, beyond what was allocated before it ran.
         peak_before: Bytes at the peak of the rest of the step.
     """
 

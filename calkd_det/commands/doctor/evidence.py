@@ -1,4 +1,4 @@
-"""Whether the teacher sees the objects of the validation images, under the right names."""
+"""Check whether the teacher sees the objects of the validation images, under the right names."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DO_NOT_DISTIL = 'Do not distil before that is clear'
 
 
 def judge_samples(store: SampleStore, network: TeacherNetwork) -> Judgement:
-    """Judge a teacher by samples of its own, image by image.
+    """Judge a teacher by its predictions on its own samples, image by image.
 
     Args:
         store: Uncalibrated logits and labels over the teacher's classes.
-        network: The same teacher as it teaches: calibrator, and class map to the student's classes.
+        network: The teacher with its calibrator and its class map to the student's classes.
     """
     labels, weights, groups = store.labels, store.weights, store.groups.numpy()
     device = next(network.parameters()).device
@@ -62,12 +62,12 @@ def _student_labels(labels: Tensor, columns: Tensor | None, num_classes: int) ->
 def check_evidence(
     judgement: Judgement, class_names: Sequence[str] | None, num_images: int
 ) -> Iterator[Finding]:
-    """Tell what the samples say of the teacher.
+    """Report the judgement of a teacher.
 
     Args:
-        judgement: Of :func:`judge_samples`.
-        class_names: The student's, None if unknown.
-        num_images: That were looked at.
+        judgement: The result of :func:`judge_samples`.
+        class_names: The student's class names, None if unknown.
+        num_images: Number of images of the samples.
     """
     title = 'evidence'
     if judgement.exchanged:

@@ -1,4 +1,4 @@
-"""The order of the checks, and which of them still make sense after one has failed."""
+"""Run the checks in their order, and skip those that need one that failed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from calkd_det.teachers.whole_teacher import build_whole_teacher
 
 
 def examine(cfg: Config, *, device: torch.device, num_images: int = 32) -> Iterator[Finding]:
-    """Looks a config over as a training would find it; writes nothing.
+    """Check a config as a training would use it, without writing files.
 
     Args:
         cfg: A whole config. It is not changed.
@@ -45,9 +45,9 @@ def examine(cfg: Config, *, device: torch.device, num_images: int = 32) -> Itera
         num_images: Validation images for the teacher's mAP and calibration, > 0.
 
     Returns:
-        Findings, each as soon as it is known. A check that fails is one with mark ``error``.
+        Findings, each as soon as it is known. A failed check is a finding with mark ``error``.
     """
-    # What is logged on the way would hide the findings; the warnings that matter are among them.
+    # The log would hide the findings. Warnings that matter are among the findings.
     MMLogger.get_instance('doctor', log_level='ERROR')
     set_random_seed(0)
     register_all_modules(init_default_scope=True)

@@ -1,4 +1,4 @@
-"""What a check finds, and how a check that fails becomes a finding."""
+"""Findings of checks, and errors of checks turned into findings."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Finding:
 
     Attributes:
         mark: Whether training can start with this: ``ok`` and ``warning`` yes, ``error`` no.
-        title: What was looked at, a word or two.
-        text: What was found.
+        title: The name of the check, a word or two.
+        text: The result in a sentence.
     """
 
     mark: Mark
@@ -32,16 +32,16 @@ class Finding:
 
 
 class CannotTell(Exception):
-    """Something that training does not need keeps a check from its answer."""
+    """A check has no answer because something is missing that training does not need."""
 
 
 def attempt(title: str, make: Callable[..., T], *args: Any) -> tuple[T | None, list[Finding]]:
-    """Calls ``make(*args)``; where it raises, an error's sentence takes the place of its value.
+    """Call ``make(*args)``, and turn an exception into a finding.
 
-    Of :class:`CannotTell` it is a warning's.
+    :class:`CannotTell` becomes a warning, every other exception an error.
 
     Returns:
-        The value and no finding, or None and one.
+        The value and an empty list, or None and a list of the finding.
     """
     try:
         return make(*args), []
@@ -49,8 +49,7 @@ def attempt(title: str, make: Callable[..., T], *args: Any) -> tuple[T | None, l
         return None, [Finding('warning', title, f'cannot tell: {reason}')]
     except CalKDError as error:
         text = ' '.join(str(error).split())
-    # What mmdet and torch raise on a wrong config is of every kind, and the next checks can
-    # still tell something.
+    # mmdet and torch raise anything on a wrong config, and later checks can still run.
     except Exception as error:
         text = f'{type(error).__name__}: {" ".join(str(error).split())}'
     return None, [Finding('error', title, text)]
@@ -59,14 +58,14 @@ def attempt(title: str, make: Callable[..., T], *args: Any) -> tuple[T | None, l
 def findings_of(
     title: str, check: Callable[..., Iterable[Finding]], *args: Any
 ) -> Sequence[Finding]:
-    """All findings of ``check(*args)``, or its error."""
+    """Return the findings of ``check(*args)``, or a finding of its error."""
     found, failed = attempt(title, lambda: list(check(*args)))
     return failed if found is None else found
 
 
 @contextmanager
 def logged_warnings(title: str) -> Iterator[list[Finding]]:
-    """Collects what is logged as a warning in the block, each as a finding."""
+    """Collect the warnings that are logged in the block, each as a finding."""
     found: list[Finding] = []
 
     class Collector(logging.Handler):
@@ -83,7 +82,7 @@ def logged_warnings(title: str) -> Iterator[list[Finding]]:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """The closing line."""
+    """Return the closing line of the report."""
     errors, warnings = (
         sum(finding.mark == mark for finding in findings) for mark in ('error', 'warning')
     )

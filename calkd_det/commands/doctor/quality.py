@@ -1,4 +1,4 @@
-"""The teacher's quality on a few images: a pre-flight look, not a measurement."""
+"""Check a teacher's quality on a few images: a rough look, not a measurement."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from calkd_det.measurement.held_out import (
     read_held_out,
 )
 
-# A teacher worth distilling is far above the first. One whose classes are mixed up is below it
-# (by a few lucky classes not at zero), though its boxes, whatever their class, find the objects.
+# A good teacher's mAP is far above the first value. A teacher with exchanged classes is below it,
+# though not always at zero, while the AR of its boxes without classes is above the second value.
 NEAR_ZERO_MAP = 0.05
 FINDS_OBJECTS = 0.2
 _UNKNOWN = "the teacher's mAP and calibration are not looked at"
@@ -39,7 +39,7 @@ _UNKNOWN = "the teacher's mAP and calibration are not looked at"
 def read_validation_images(
     cfg: Config, num_images: int, num_classes: int, classes: Sequence[str] | None
 ) -> HeldOutData:
-    """The first images of the config's validation data, with the student's classes.
+    """Read the first images of the config's validation data, with the student's classes.
 
     Raises:
         CannotTell: The config has no such data, or they are not in COCO format.
@@ -74,15 +74,16 @@ def read_validation_images(
 def check_map(
     teacher: nn.Module, data: HeldOutData, columns: Tensor | None, sees: bool = False
 ) -> Iterator[Finding]:
-    """Evaluates a teacher's boxes by mmdet's own metric.
+    """Evaluate a teacher's boxes by mmdet's own metric.
 
-    An mAP near zero is an error, unless the teacher's class scores are right nevertheless.
+    An mAP near zero is an error; only a warning where the teacher's class scores are right.
 
     Args:
         teacher: The whole detector, in eval mode.
         data: Images with the student's classes.
-        columns: For each student class, its index among the teacher's; None where they are alike.
-        sees: Whether its class scores on these images are known to be right.
+        columns: For each student class, its index among the teacher's; None where both have the
+            same classes in the same order.
+        sees: Whether the teacher's class scores on these images are known to be right.
     """
     value, recall = evaluate_boxes(teacher, data, columns)
     text = (
@@ -118,9 +119,9 @@ def check_map(
 def evaluate_boxes(
     teacher: nn.Module, data: HeldOutData, columns: Tensor | None
 ) -> tuple[float, float]:
-    """COCO's mAP of a teacher over the student's classes, and its AR@100 over no classes.
+    """Return COCO's mAP of a teacher over the student's classes, and its AR@100 without classes.
 
-    Both are over IoU 0.50 to 0.95, in [0, 1], and 0 where there is no box at all.
+    Both are means over IoU 0.50 to 0.95, in [0, 1], and 0 where there is no box at all.
     """
     ids = []
     with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -130,7 +131,7 @@ def evaluate_boxes(
             (found,) = teacher.test_step(pseudo_collate([sample]))
             ids.append(found.img_id)
             metric.process({}, [_relabel(found, columns).to_dict()])
-        metric.img_ids = ids  # else it takes the objects of every image of the file for missed
+        metric.img_ids = ids  # otherwise the objects of all other images count as missed
         results = metric.evaluate(len(ids))
     mean_average_precision, recall = (
         max(0.0, float(results.get(f'coco/{key}', 0.0))) for key in ('bbox_mAP', 'AR@100')
@@ -139,7 +140,7 @@ def evaluate_boxes(
 
 
 def _relabel(found: DetDataSample, columns: Tensor | None) -> DetDataSample:
-    """Predictions under the student's labels; those of other classes are dropped."""
+    """Return the predictions of the student's classes, under the student's labels."""
     if columns is None:
         return found
     boxes = found.pred_instances
@@ -150,7 +151,7 @@ def _relabel(found: DetDataSample, columns: Tensor | None) -> DetDataSample:
 
 
 class _TeacherLabels(Dataset):
-    """Images whose objects carry the teacher's labels instead of the student's."""
+    """Data set with the teacher's labels in place of the student's."""
 
     def __init__(self, dataset: Dataset, columns: Tensor) -> None:
         self.dataset = dataset
@@ -169,7 +170,7 @@ class _TeacherLabels(Dataset):
 def collect_validation_samples(
     teacher: nn.Module, data: HeldOutData, columns: Tensor | None
 ) -> SampleStore:
-    """Collect the samples that a teacher's own training would see, labelled by its own classes.
+    """Collect the samples of a teacher's own training loss, labelled by its own classes.
 
     Args:
         teacher: As for :func:`check_map`.
@@ -186,16 +187,16 @@ def collect_validation_samples(
 def check_calibration(
     store: SampleStore, calibrator: Calibrator, data: HeldOutData
 ) -> Iterator[Finding]:
-    """Measures a teacher's calibration.
+    """Measure a teacher's calibration.
 
     Args:
-        store: Of :func:`collect_validation_samples`.
-        calibrator: The config's.
-        data: The images that the samples are of.
+        store: The samples of :func:`collect_validation_samples`.
+        calibrator: The calibrator of the config.
+        data: The images of the samples.
     """
     try:
         result = fit_set(store, DISTILLATION)
-    except TeacherError as error:  # T is for information
+    except TeacherError as error:  # the fitted T is only information
         yield Finding('warning', 'calibration', str(error))
         return
     text = f'ECE {100 * result.before.values["ece"]:.1f} % as it is'

@@ -1,4 +1,4 @@
-"""The student: whether its config distils at all, and whether it and its data can be built."""
+"""Check whether a config distils, and build its student and its training data."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ KEYS = ('teacher', 'distillation')
 
 
 def build_student(cfg: Config) -> nn.Module:
-    """Builds the model of a config on the CPU, without its teacher and its initial weights.
+    """Build the model of a config on the CPU, without its teacher and its initial weights.
 
     Raises:
-        ConfigError: The config has no model, a key of this package is wrong, or one stands in a
-            detector that does not know it.
+        ConfigError: The config has no model, a key of this package is wrong, or a detector is
+            given such a key and does not take it.
     """
     if 'model' not in cfg:
         raise ConfigError(f"'{cfg.filename}' has no 'model'")
@@ -36,7 +36,11 @@ def build_student(cfg: Config) -> nn.Module:
 
 
 def _check_plain_type(model: Mapping) -> None:
-    """Refuse this package's keys in a detector whose constructor would refuse them."""
+    """Check that the detector takes this package's keys, where it is given any.
+
+    Raises:
+        ConfigError: It does not.
+    """
     keys = [key for key in KEYS if key in model]
     kind = model.get('type')
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
@@ -59,7 +63,7 @@ def find_distilled(model: nn.Module) -> nn.Module | None:
 
 
 def check_distillation(cfg: Config, model: nn.Module) -> Iterator[Finding]:
-    """Says whether training with this config would distil, and with which losses."""
+    """Report whether a training with this config distils, and with which losses."""
     stray = [key for key in KEYS if cfg.get(key) is not None and cfg.model.get(key) is None]
     student = find_distilled(model)
     if stray and (student is None or student.teacher is None or not student.distillation):
@@ -103,7 +107,7 @@ def check_distillation(cfg: Config, model: nn.Module) -> Iterator[Finding]:
 
 def _no_calkd_detector(cfg: Config, name: str) -> Finding:
     own = [key for key in KEYS if key in cfg.model]
-    if own:  # of another package's detector, whose constructor took it
+    if own:  # arguments of another package's detector
         text = (
             f'cannot tell: model.type is {name}, no CalKD detector, with a {" and a ".join(own)} '
             'of its own'
@@ -117,10 +121,10 @@ def _no_calkd_detector(cfg: Config, name: str) -> Finding:
 
 
 def build_train_loader(cfg: Config) -> DataLoader:
-    """The loader of the config's training data, in this process instead of in workers.
+    """Build the loader of the config's training data, without worker processes.
 
     Raises:
-        ConfigError: The config has none.
+        ConfigError: The config has no ``train_dataloader``.
     """
     if not cfg.get('train_dataloader'):
         raise ConfigError(f"'{cfg.filename}' has no train_dataloader")
@@ -132,14 +136,14 @@ def build_train_loader(cfg: Config) -> DataLoader:
 
 
 def student_classes(cfg: Config, loader: DataLoader | None) -> tuple[str, ...] | None:
-    """Class names by label of the training data; of its config where it cannot be read."""
+    """Return the class names of the training data by label, or of its config without a loader."""
     if loader is not None:
         return dataset_class_names(loader.dataset)
     return configured_class_names((cfg.get('train_dataloader') or {}).get('dataset'))
 
 
 def initialise(model: nn.Module) -> None:
-    """Gives a model its initial weights as the start of training does, its teachers left out."""
+    """Give a model its initial weights as at the start of training, without its teachers."""
     distilled = [part for part in model.modules() if isinstance(part, DistillationMixin)]
     losses = [part.distillation for part in distilled]
     for part in distilled:

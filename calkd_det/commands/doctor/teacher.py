@@ -1,4 +1,4 @@
-"""The teacher: its file, and how it was made to fit the student."""
+"""Report on a teacher's file, and on how the teacher was made to fit the student."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SHOWN_CLASSES = 5
 def check_teacher(
     student: nn.Module, student_classes: Sequence[str] | None, whole: WholeTeacher
 ) -> Iterator[Finding]:
-    """Tells how a teacher that was built fits its student.
+    """Report how a built teacher fits its student.
 
     Args:
-        student: With its teacher built.
-        student_classes: Its class names, None if unknown.
-        whole: The same teacher, whole.
+        student: The detector, whose teacher is built.
+        student_classes: The student's class names, None if unknown.
+        whole: The whole detector of the same teacher.
     """
     network = student.teacher.network
     yield Finding(
@@ -47,7 +47,7 @@ def check_teacher(
 def check_classes(
     student: Sequence[str] | None, teacher: Sequence[str] | None, class_map: ClassMap | None
 ) -> Finding:
-    """Tells how classes were matched."""
+    """Report how the classes were matched."""
     title = 'classes'
     if student is None or teacher is None:  # the build has warned of it
         return Finding('ok', title, 'not compared by name')
@@ -66,7 +66,7 @@ def check_classes(
 
 
 def check_inputs(student: ImgDataPreprocessor, teacher: ImgDataPreprocessor) -> Finding:
-    """Tells what differs in the normalisation of images."""
+    """Report what differs in the normalisation of images."""
     theirs = _normalisation(teacher)
     changes = [
         f'{key} {value} to {theirs[key]}'
@@ -93,7 +93,7 @@ def _numbers(values: Tensor) -> str:
 
 
 def check_folding(whole: nn.Module, network: TeacherNetwork) -> Finding:
-    """Tells whether BatchNorm went into the convolutions."""
+    """Report whether BatchNorm was folded into the convolutions."""
     before, after = (
         sum(isinstance(module, _BatchNorm) for module in detector.modules())
         for detector in (whole, network.detector)
@@ -106,7 +106,7 @@ def check_folding(whole: nn.Module, network: TeacherNetwork) -> Finding:
 
 
 def check_calibrator(calibrator: Calibrator, checkpoint: str) -> Iterator[Finding]:
-    """Tells T, and whether a file with it was fitted for this teacher."""
+    """Report T, and whether the file with T was fitted for this teacher."""
     title = 'calibrator'
     path = getattr(calibrator, 'path', None)
     text = _describe(calibrator) + ('' if path is None else f", from '{path}'")
@@ -144,7 +144,7 @@ def _describe(calibrator: Calibrator) -> str:
 
 
 def check_memory(network: TeacherNetwork) -> Finding:
-    """The bytes of the part of the teacher that training keeps."""
+    """Report the memory of the part of the teacher that training keeps."""
     tensors = [*network.parameters(), *network.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     text = f'{size / 2**20:.1f} MiB of weights stay loaded'

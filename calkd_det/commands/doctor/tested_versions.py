@@ -1,4 +1,4 @@
-"""The versions that were tested together; a test keeps them those of ``make env``."""
+"""Versions that were tested together. A test checks that they are those of ``make env``."""
 
 TESTED_VERSIONS = {
     'python': '3.11',

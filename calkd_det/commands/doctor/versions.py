@@ -1,4 +1,4 @@
-"""Versions: what is installed, and whether that was tested together."""
+"""Check the installed versions and the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ['check_device', 'check_versions', 'installed_versions']
 
 
 def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:
-    """Compares versions with those tested together; a build tag such as ``+cpu`` is no matter."""
+    """Compare versions with those tested together, without build tags such as ``+cpu``."""
     names = ', '.join(f'{name} {version}' for name, version in installed.items())
     yield Finding('ok', 'versions', names)
     other = [
@@ -31,7 +31,7 @@ def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def check_device(device: torch.device) -> Iterator[Finding]:
-    """Says what it runs on, and whether mmcv's operators can run there."""
+    """Report the device, and whether mmcv's operators can run on it."""
     cuda = get_compiling_cuda_version()
     built_for = 'the CPU alone' if cuda == 'not available' else f'CUDA {cuda}'
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
