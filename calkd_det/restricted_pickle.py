@@ -2,7 +2,7 @@
 
 ``torch.load(weights_only=True)`` of torch 2.1 to 2.5 cannot be told that further classes are safe,
 or not under which name. There this module is given as ``pickle_module``. It allows the globals
-that torch itself allows and those of :func:`calkd_det.safe_loading.safe_globals`, and calls,
+that torch itself allows and those of :func:`calkd_det.safe_globals.safe_globals`, and calls,
 creates and fills nothing but these.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, BinaryIO, Callable, ClassVar
 
-from calkd_det.safe_loading import allowed_globals, current_name
+from calkd_det.safe_globals import allowed_globals, current_name
 
 _REFUSED = (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4)
 
@@ -33,10 +33,10 @@ class Unpickler(pickle._Unpickler):
         self._allowed_ids = {id(value) for value in self._allowed.values()}
 
     def find_class(self, module: str, name: str) -> Any:
-        full_name = current_name(module, name)
-        if full_name not in self._allowed:
-            raise pickle.UnpicklingError(f'Unsupported global: {full_name}')
-        return self._allowed[full_name]
+        found = current_name(module, name)
+        if found not in self._allowed:
+            raise pickle.UnpicklingError(f'Unsupported global: {found}')
+        return self._allowed[found]
 
     def _check(self, value: Any) -> None:
         if id(value) not in self._allowed_ids:

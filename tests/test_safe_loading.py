@@ -17,7 +17,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
 
 import calkd_det  # noqa: F401  registers the safe globals
-from calkd_det import safe_loading
+from calkd_det import safe_globals, safe_loading
 from calkd_det.safe_loading import load_checkpoint, refused_globals
 
 
@@ -213,13 +213,13 @@ def test_a_users_own_getattr_keeps_working(load: Callable) -> None:
 
 @pytest.mark.usefixtures('_own_getattr')
 def test_a_users_own_getattr_works_whichever_of_the_two_torch_takes() -> None:
-    assert safe_loading.history_buffer_method(torch.Tensor, 'numel') is torch.Tensor.numel
+    assert safe_globals.history_buffer_method(torch.Tensor, 'numel') is torch.Tensor.numel
 
 
 def test_without_it_the_stand_in_gives_nothing_but_statistics() -> None:
-    assert safe_loading.history_buffer_method(HistoryBuffer, 'mean') is HistoryBuffer.mean
+    assert safe_globals.history_buffer_method(HistoryBuffer, 'mean') is HistoryBuffer.mean
     with pytest.raises(ValueError, match='may not ask for the attribute'):
-        safe_loading.history_buffer_method(torch.Tensor, 'numel')
+        safe_globals.history_buffer_method(torch.Tensor, 'numel')
 
 
 @pytest.mark.parametrize('zipped', [True, False])
