@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -82,8 +83,9 @@ def calkd(**options: Any) -> Prepare:
 def compiled_teacher(subject: Subject, amp: bool) -> Callable[[], float | None]:
     """Prepare this project's step with backbone and neck of the teacher under ``torch.compile``."""
     distilled = subject.distilled()
-    network = distilled.teacher.network.detector
-    for part in (network.backbone, network.neck):
+    network = distilled.teacher.network
+    network.detector = copy.deepcopy(network.detector)  # the other ways share it
+    for part in (network.detector.backbone, network.detector.neck):
         part.compile()
     return train_step(subject, distilled, amp)
 
