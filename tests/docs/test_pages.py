@@ -8,15 +8,21 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+import calkd_det
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / 'README.md'
+NUMBERS = ['Zero', 'One', 'Two', 'Three', 'Four', 'Five', 'Six', 'Seven', 'Eight', 'Nine']
 PAGES = [README, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 FENCE = re.compile(r'^```(?P<language>\w+)\n(?P<code>.*?)^```', re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'(?<![\w/.-])(?:configs|docs|requirements|tests|tools)/[\w./-]+\.[a-z]+\b')
+# NAME=word, or several words in quotes.
+VARIABLE = re.compile(r'^([A-Z]+)="?([^"$\s]+|(?<=")[^"$]+)"?$', re.MULTILINE)
 LINK = re.compile(r'\]\((?P<path>(?!https?:|#)[^)#]*)#?(?P<anchor>[^)]*)\)')
 
 
@@ -28,7 +34,10 @@ def code(page: Path, language: str) -> list[str]:
 
 def commands(page: Path, name: str) -> list[list[str]]:
     """Return the words after ``name`` of each line of the shell blocks that starts with it."""
-    lines = '\n'.join(code(page, 'shell')).replace('\\\n', ' ').splitlines()
+    text = '\n'.join(code(page, 'shell')).replace('\\\n', ' ')
+    for variable, value in VARIABLE.findall(text):
+        text = text.replace(f'${variable}', ' '.join(value.split()))
+    lines = text.splitlines()
     split = [shlex.split(line, comments=True) for line in lines if line.startswith(name)]
     return [words[1:] for words in split if words[0] == name]
 
@@ -88,3 +97,13 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         if link['anchor']:
             headings = re.findall(r'^#+ (.*)$', target.read_text('utf-8'), re.MULTILINE)
             assert link['anchor'] in map(slug, headings), link[0]
+
+
+def test_the_readme_counts_right() -> None:
+    text = README.read_text('utf-8')
+    first = code(README, 'python')[0]
+    assert f'## {NUMBERS[len(first.splitlines()) - 1]} lines in a config' in text
+    families = len(yaml.safe_load((ROOT / 'model-index.yml').read_text('utf-8'))['Import'])
+    assert f'**{families} detector families**' in text
+    losses = [name for name in calkd_det.losses.__all__ if re.fullmatch(r'\w*(KD|LLD)Loss', name)]
+    assert f'**{len(losses)} losses**' in text
