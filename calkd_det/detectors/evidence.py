@@ -38,31 +38,31 @@ class TeacherEvidence:
         # Units by half, assigned class and prediction, and the number of foreground samples.
         self._units: Tensor | None = None
         self._samples: Tensor | None = None
-        self._copy: tuple[int, Tensor, Tensor] | None = None
-        self._copied: torch.cuda.Event | None = None
-        self._told_blind = False
-        self._told_exchanged: set[int] = set()
+        self._copied_counts: tuple[int, Tensor, Tensor] | None = None
+        self._copy_event: torch.cuda.Event | None = None
+        self._warned_blind = False
+        self._warned_exchanged: set[int] = set()
 
     def __reduce__(self) -> tuple:
         return TeacherEvidence, ()
 
     @torch.no_grad()
     def note(
-        self, detector: nn.Module, answered: Sequence[tuple[ClassifierSamples, Tensor]]
+        self, detector: nn.Module, samples_and_logits: Sequence[tuple[ClassifierSamples, Tensor]]
     ) -> None:
         """Count the predictions of a step, and warn if the counts copied before are suspicious.
 
         Args:
             detector: The student, which holds the names of its classes.
-            answered: The samples of each of the student's classifiers, with the teacher's
+            samples_and_logits: The samples of each of the student's classifiers, with the teacher's
                 calibrated logits.
         """
         self.report(detector)
-        if self._step >= self._last_step or not answered:
+        if self._step >= self._last_step or not samples_and_logits:
             return
         if self._step == 0:
             self._last_step = _last_step()
-        counts = count_predictions(answered)
+        counts = count_predictions(samples_and_logits)
         if self._units is None or self._units.device != counts.device:
             self._units = counts.new_zeros((2, *counts.shape))
             self._samples = counts.new_zeros(())
@@ -72,16 +72,18 @@ class TeacherEvidence:
         if self._step == self._last_step or (
             self._step >= FIRST_LOOK and self._step & (self._step - 1) == 0
         ):
-            self._look()
+            self._copy_counts()
             if not self._units.is_cuda:
                 self.report(detector)
 
     def report(self, detector: nn.Module) -> None:
         """Judge the counts copied last, if they have arrived on the host, and warn."""
-        if self._copy is None or (self._copied is not None and not self._copied.query()):
+        if self._copied_counts is None or (
+            self._copy_event is not None and not self._copy_event.query()
+        ):
             return
-        step, units, number = self._copy
-        self._copy = self._copied = None
+        step, units, number = self._copied_counts
+        self._copied_counts = self._copy_event = None
         if step == self._last_step:
             self._units = self._samples = None
         if number < MIN_SAMPLES:
@@ -95,13 +97,13 @@ class TeacherEvidence:
                 level=logging.WARNING,
             )
 
-    def _look(self) -> None:
+    def _copy_counts(self) -> None:
         units, samples = self._units, self._samples
         if units.is_cuda:
             units, samples = (each.to('cpu', non_blocking=True) for each in (units, samples))
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        self._copy = self._step, units, samples
+            self._copy_event = torch.cuda.Event()
+            self._copy_event.record()
+        self._copied_counts = self._step, units, samples
 
     def _warnings(self, judgement: Judgement, detector: nn.Module, last: bool) -> list[str]:
         """Return the warnings that were not logged before.
@@ -111,31 +113,31 @@ class TeacherEvidence:
         """
         texts = []
         found = set(judgement.exchanged)
-        if found and (not self._told_exchanged or (last and found - self._told_exchanged)):
-            self._told_exchanged |= found
+        if found and (not self._warned_exchanged or (last and found - self._warned_exchanged)):
+            self._warned_exchanged |= found
             texts.append(describe_exchanged(judgement, detector._class_names()))
-        if judgement.blind and not self._told_blind:
-            self._told_blind = True
+        if judgement.blind and not self._warned_blind:
+            self._warned_blind = True
             texts.append(describe_blind(judgement))
         return texts
 
 
-def count_predictions(answered: Sequence[tuple[ClassifierSamples, Tensor]]) -> Tensor:
+def count_predictions(samples_and_logits: Sequence[tuple[ClassifierSamples, Tensor]]) -> Tensor:
     """Count samples by assigned class and predicted class, all classifiers together.
 
     Samples of weight zero are left out.
 
     Args:
-        answered: One or more classifiers' samples over the same C classes, each with the
+        samples_and_logits: One or more classifiers' samples over the same C classes, each with the
             teacher's calibrated logits.
 
     Returns:
         Float32, shape (C + 1, C + 1), on the device of the logits. The last row is the background,
         the last column "no class". The host does not wait for it.
     """
-    size = num_classes(answered[0][0]) + 1
-    counts = answered[0][1].new_zeros(size * size, dtype=torch.float32)
-    for samples, logits in answered:
+    size = num_classes(samples_and_logits[0][0]) + 1
+    counts = samples_and_logits[0][1].new_zeros(size * size, dtype=torch.float32)
+    for samples, logits in samples_and_logits:
         _, prediction = predict(logits, samples.activation)
         labels = samples.labels
         counted = (samples.weights > 0) & (labels >= 0) & (labels < size)

@@ -152,14 +152,14 @@ def find_exchanged(
     source = {int(partner[c]): int(c) for c in met}
     number = classes.sum(axis=1)
 
-    def is_home(label: int) -> bool:
+    def is_predicted_as_itself(label: int) -> bool:
         return classes[label, label] > 0 and classes[label, label] >= classes[label].max() / 4
 
     exchanged = {}
     for label in named:
         other, before = int(partner[label]), source.get(label)
         unknown_before = before is None or number[before] < MIN_UNITS
-        if is_home(other) or not (before in named or unknown_before):
+        if is_predicted_as_itself(other) or not (before in named or unknown_before):
             continue
         if other in named or before in named or number[label] >= MIN_UNITS_ALONE:
             exchanged[label] = other

@@ -73,7 +73,7 @@ def read_held_out(
     _check_classes(classes, num_classes, content, ann_file)
     train = next(leaf_datasets(_loader_dataset(cfg, 'train_dataloader')), {})
     dataset_cfg = dict(
-        type=_registered(leaf) if is_coco_dataset(leaf) else CocoDataset,
+        type=_dataset_class(leaf) if is_coco_dataset(leaf) else CocoDataset,
         ann_file=str(ann_file),
         data_prefix=dict(img=str(images)),
         metainfo=dict(classes=classes),
@@ -139,7 +139,7 @@ def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
 
 def is_coco_dataset(leaf: Mapping) -> bool:
     """Return whether the config of a data set is of mmdet's ``CocoDataset`` or a subclass."""
-    cls = _registered(leaf)
+    cls = _dataset_class(leaf)
     return isinstance(cls, type) and issubclass(cls, CocoDataset)
 
 
@@ -192,7 +192,7 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
     """
     own = _read_coco(data.ann_file)
     warnings = []
-    seen: set[Path] = set()
+    compared_paths: set[Path] = set()
     for loader, consequence in (
         (
             'train_dataloader',
@@ -203,12 +203,12 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
     ):
         for leaf in leaf_datasets(_loader_dataset(cfg, loader)):
             path = _annotation_path(leaf)
-            if path is None or path.resolve() in seen:
+            if path is None or path.resolve() in compared_paths:
                 continue
-            seen.add(path.resolve())
-            common = _common(own, data, path, leaf)
-            if common:
-                warnings.append(f"{common} '{path}', which is in {loader}. {consequence}.")
+            compared_paths.add(path.resolve())
+            overlap = _describe_overlap(own, data, path, leaf)
+            if overlap:
+                warnings.append(f"{overlap} '{path}', which is in {loader}. {consequence}.")
     return warnings
 
 
@@ -221,7 +221,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _common(own: Mapping, data: HeldOutData, path: Path, leaf: Mapping) -> str:
+def _describe_overlap(own: Mapping, data: HeldOutData, path: Path, leaf: Mapping) -> str:
     if path.resolve() == data.ann_file.resolve() or sha256_of(path) == data.sha256:
         return f"the annotation file '{data.ann_file}' is the same as"
     try:
@@ -278,7 +278,7 @@ def _test_leaf(cfg: Config) -> Mapping:
     raise ConfigError('the config has no test_dataloader: it does not say how images are read')
 
 
-def _registered(leaf: Mapping) -> Any:
+def _dataset_class(leaf: Mapping) -> Any:
     kind = leaf.get('type')
     return DATASETS.get(kind) if isinstance(kind, str) else kind
 

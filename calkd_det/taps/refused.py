@@ -110,10 +110,10 @@ def _reasons(detector: nn.Module) -> Iterator[str]:
         head
         for name, child in detector.named_children()
         if (child is main_head if main_head is not None else name.endswith('head'))
-        for head in _all(child)
+        for head in _iterate_heads(child)
     ]
     roi_head = getattr(detector, 'roi_head', None)
-    box_heads = list(_all(getattr(roi_head, 'bbox_head', None)))
+    box_heads = list(_iterate_heads(getattr(roi_head, 'bbox_head', None)))
     losses = [head.loss_cls for head in box_heads if hasattr(head, 'loss_cls')]
     for module in (*heads, *box_heads, *losses):
         if reason := _SETTINGS.get(type(module).__name__):
@@ -126,7 +126,7 @@ def _reasons(detector: nn.Module) -> Iterator[str]:
         yield _SIGMOID_ROI_HEAD
 
 
-def _all(module: nn.Module | None) -> Iterable[nn.Module]:
+def _iterate_heads(module: nn.Module | None) -> Iterable[nn.Module]:
     if module is None:
         return ()
     return module if isinstance(module, nn.ModuleList) else (module,)

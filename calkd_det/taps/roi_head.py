@@ -144,16 +144,16 @@ class RoIHeadTap(Tap):
         R-CNN has no such set, because its boxes do not come from the box head.
         """
         with (
-            watch_sampler(detector.roi_head, seeds) as images_given,
+            watch_sampler(detector.roi_head, seeds) as sampled_images,
             self.record(detector) as samples,
         ):
             detector.loss(images, data_samples)
         groups = {
             'distillation': samples[0],
-            'proposals': classify_proposals(detector, images_given, ACTIVATION),
+            'proposals': classify_proposals(detector, sampled_images, ACTIVATION),
         }
         if not isinstance(detector.roi_head, GridRoIHead):
             groups['detections'] = classify_detections(
-                detector, images_given, data_samples, ACTIVATION
+                detector, sampled_images, data_samples, ACTIVATION
             )
         return groups

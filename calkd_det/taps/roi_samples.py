@@ -132,14 +132,14 @@ def classify_detections(
     """
     return _concatenate(
         [
-            _detect(detector, image.feats, data_sample)
+            _classify_image_detections(detector, image.feats, data_sample)
             for image, data_sample in zip(images, data_samples)
         ],
         activation,
     )
 
 
-def _detect(
+def _classify_image_detections(
     detector: nn.Module, feats: tuple[Tensor, ...], data_sample: DetDataSample
 ) -> tuple[Tensor, Tensor, Tensor]:
     roi_head = detector.roi_head

@@ -48,7 +48,7 @@ class YOLOXHeadTap(DenseHeadTap):
             labels.append(priors.new_full((len(priors),), head.num_classes, dtype=torch.long))
             return get_targets(priors, *args, **kwargs)
 
-        class Watch:
+        class RecordingAssigner:
             def assign(self, *args: Any, **kwargs: Any) -> Any:
                 result = assigner.assign(*args, **kwargs)
                 assigned = result.gt_inds > 0
@@ -56,7 +56,7 @@ class YOLOXHeadTap(DenseHeadTap):
                 return result
 
         handle = head.register_forward_hook(on_maps)
-        head._get_targets_single, head.assigner = on_image, Watch()
+        head._get_targets_single, head.assigner = on_image, RecordingAssigner()
         samples: list[ClassifierSamples] = []
         try:
             yield samples

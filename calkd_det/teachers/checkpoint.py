@@ -75,10 +75,10 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
             ('of the file have no place in the teacher', unexpected),
         ]
     except RuntimeError as error:
-        faults = [('of another shape', _reshaped(wanted, state_dict) or [str(error)])]
+        faults = [('of another shape', _list_reshaped(wanted, state_dict) or [str(error)])]
     if any(keys for _, keys in faults):
         listed = '; '.join(
-            f'{len(keys)} weights {what}: {_few(keys)}' for what, keys in faults if keys
+            f'{len(keys)} weights {what}: {_first_of(keys)}' for what, keys in faults if keys
         )
         raise TeacherError(
             f"{CHECKPOINT_KEY}: '{checkpoint}' does not fit {CONFIG_KEY}; {listed}. "
@@ -88,7 +88,7 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
     if spoilt:
         raise TeacherError(
             f"{CHECKPOINT_KEY}: '{checkpoint}' holds NaN or infinity in {len(spoilt)} weights: "
-            f'{_few(spoilt)}. The training that wrote it diverged: take an earlier checkpoint'
+            f'{_first_of(spoilt)}. The training that wrote it diverged: take an earlier checkpoint'
         )
     return _stored_classes(content)
 
@@ -161,7 +161,7 @@ def _stored_classes(content: Mapping) -> tuple[str, ...] | None:
     return meta_class_names(lower) if isinstance(classes, (list, tuple, str)) else None
 
 
-def _reshaped(wanted: Mapping[str, Tensor], stored: Mapping[str, Any]) -> list[str]:
+def _list_reshaped(wanted: Mapping[str, Tensor], stored: Mapping[str, Any]) -> list[str]:
     return [
         f'{key} {tuple(stored[key].shape)} instead of {tuple(value.shape)}'
         for key, value in wanted.items()
@@ -179,7 +179,7 @@ def _advice(
         key in wanted or key.startswith('ema_') for key in stored
     ):
         part = "{k: v for k, v in d.items() if not k.startswith('ema_')}"
-        recipe = _rewrite(checkpoint, keys, part)
+        recipe = _advise_extraction(checkpoint, keys, part)
         return f"The keys 'ema_...' are copies that an EMA hook kept. {recipe}"
     probe = next(iter(wanted))
     prefixes = [key[: -len(probe)] for key in stored if key.endswith(f'.{probe}')]
@@ -188,7 +188,7 @@ def _advice(
         part = '{k[len(p):]: v for k, v in d.items() if k.startswith(p)}'
         return (
             f'It holds a whole detector under {names}, as distillation and semi-supervised '
-            f'training save them. {_rewrite(checkpoint, keys, part, prefixes[-1])}'
+            f'training save them. {_advise_extraction(checkpoint, keys, part, prefixes[-1])}'
         )
     depths = _resnet_depth(stored), _resnet_depth(wanted)
     if None not in depths and depths[0] != depths[1]:
@@ -210,7 +210,9 @@ def _advice(
     )
 
 
-def _rewrite(checkpoint: str, keys: tuple[str, ...], part: str, prefix: str | None = None) -> str:
+def _advise_extraction(
+    checkpoint: str, keys: tuple[str, ...], part: str, prefix: str | None = None
+) -> str:
     file = str(cached_download(checkpoint) or Path(checkpoint).expanduser())
     lines = [
         'import torch',
@@ -236,6 +238,6 @@ def _resnet_depth(keys: Iterable[str]) -> int | None:
     return None
 
 
-def _few(keys: list[str]) -> str:
+def _first_of(keys: list[str]) -> str:
     more = len(keys) - _SHOWN_KEYS
     return ', '.join(keys[:_SHOWN_KEYS]) + (f' and {more} more' if more > 0 else '')

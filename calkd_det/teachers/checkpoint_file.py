@@ -41,7 +41,7 @@ def read_checkpoint(checkpoint: str) -> Any:
             tensors and plain data.
     """
     try:
-        file = _find(checkpoint)
+        file = _get_file(checkpoint)
         content = load_checkpoint(file)
     except TeacherError:
         raise
@@ -50,7 +50,7 @@ def read_checkpoint(checkpoint: str) -> Any:
     # Truncated files raise RuntimeError, EOFError or UnpicklingError, URLs URLError or OSError,
     # depending on torch's version and on where the file breaks off.
     except Exception as error:
-        raise TeacherError(_why_not_read(checkpoint, error)) from error
+        raise TeacherError(_describe_failure(checkpoint, error)) from error
     cached = cached_download(checkpoint)
     if cached is not None:
         _check_download(cached)
@@ -65,7 +65,7 @@ def cached_download(checkpoint: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _find(checkpoint: str) -> Path | BinaryIO:
+def _get_file(checkpoint: str) -> Path | BinaryIO:
     if checkpoint.startswith(_WEB):
         return _download(checkpoint)
     if re.match(_OBJECT_STORE, checkpoint):
@@ -102,7 +102,7 @@ def _cache_path(url: str) -> Path:
     return Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
 
 
-def _why_not_read(checkpoint: str, error: Exception) -> str:
+def _describe_failure(checkpoint: str, error: Exception) -> str:
     cached = cached_download(checkpoint)
     path = cached or Path(checkpoint).expanduser()
     refused = refused_globals(path) if path.is_file() else []

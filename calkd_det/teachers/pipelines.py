@@ -36,7 +36,7 @@ def warn_of_pipelines(
     if None in (assumed_student, assumed_teacher) or assumed_student == assumed_teacher:
         return
     settings = '; '.join(
-        f'{who}: {_described(found)} in the pipeline, '
+        f'{who}: {_format_settings(found)} in the pipeline, '
         f'{"mean and std" if _normalises(detector) else "none"} in data_preprocessor'
         for who, found, detector in (
             ('student', of_student, student),
@@ -62,10 +62,10 @@ def normalisations(dataset: Any) -> set[Normalisation] | None:
     Returns:
         The different settings, empty where no pipeline normalises; None if ``dataset`` is None.
     """
-    return None if dataset is None else set(_find(dataset))
+    return None if dataset is None else set(_iterate_settings(dataset))
 
 
-def _find(node: Any) -> Iterable[Normalisation]:
+def _iterate_settings(node: Any) -> Iterable[Normalisation]:
     if isinstance(node, Mapping):
         if _is_normalize(node.get('type')):
             yield _settings(node.get('mean'), node.get('std'), node.get('to_rgb', True))
@@ -78,7 +78,7 @@ def _find(node: Any) -> Iterable[Normalisation]:
     else:
         children = [getattr(node, name) for name in _CONTAINERS if hasattr(node, name)]
     for child in children:
-        yield from _find(child)
+        yield from _iterate_settings(child)
 
 
 def _is_normalize(kind: Any) -> bool:
@@ -98,7 +98,7 @@ def _normalises(detector: nn.Module) -> bool:
     return bool(getattr(detector.data_preprocessor, '_enable_normalize', False))
 
 
-def _described(found: set[Normalisation] | None) -> str:
+def _format_settings(found: set[Normalisation] | None) -> str:
     if not found:
         return 'not known' if found is None else 'none'
     return ', '.join(

@@ -138,7 +138,7 @@ def test_copies_begin_anew(told: list[str]) -> None:
 def test_an_epoch_ends_it(epoch: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     monkeypatch.setattr(evidence, 'training_loader', lambda: range(epoch))
-    monkeypatch.setattr(TeacherEvidence, '_look', lambda self: steps.append(self._step))
+    monkeypatch.setattr(TeacherEvidence, '_copy_counts', lambda self: steps.append(self._step))
     run([1, 0, 2], 200, TeacherEvidence())
     assert steps == expected
 

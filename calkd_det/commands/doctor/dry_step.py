@@ -33,7 +33,7 @@ def check_step(student: nn.Module, loader: DataLoader, device: torch.device) -> 
     if meter is None:
         return
     shown = {key: value for key, value in logs.items() if _is_distillation(key)}
-    yield Finding('ok', 'distillation', f'{_figures(shown)}; the student is untrained')
+    yield Finding('ok', 'distillation', f'{_format_values(shown)}; the student is untrained')
     times = []
     for _ in range(_REPEATS):
         _, whole, _ = _step(student, batch, meter)
@@ -52,10 +52,10 @@ def _losses(logs: dict[str, float], num_images: int) -> Iterator[Finding]:
     losses = {key: value for key, value in logs.items() if 'loss' in key and key != 'loss'}
     bad = {key: value for key, value in losses.items() if not abs(value) < float('inf')}
     if bad:
-        yield Finding('error', 'training step', f'not finite: {_figures(bad)}')
+        yield Finding('error', 'training step', f'not finite: {_format_values(bad)}')
         return
     alone = {key: value for key, value in losses.items() if not _is_distillation(key)}
-    text = f'a batch of {num_images} images, every loss finite: {_figures(alone)}'
+    text = f'a batch of {num_images} images, every loss finite: {_format_values(alone)}'
     yield Finding('ok', 'training step', text)
 
 
@@ -63,7 +63,7 @@ def _is_distillation(key: str) -> bool:
     return 'loss_kd' in key or 'teacher_' in key
 
 
-def _figures(values: dict[str, float]) -> str:
+def _format_values(values: dict[str, float]) -> str:
     return ', '.join(f'{key} {value:.4g}' for key, value in values.items())
 
 

@@ -80,15 +80,15 @@ def check_inputs(student: ImgDataPreprocessor, teacher: ImgDataPreprocessor) -> 
 def _normalisation(preprocessor: ImgDataPreprocessor) -> dict[str, Any]:
     normalised = preprocessor._enable_normalize
     return {
-        'mean': _numbers(preprocessor.mean) if normalised else 'none',
-        'std': _numbers(preprocessor.std) if normalised else 'none',
+        'mean': _format_numbers(preprocessor.mean) if normalised else 'none',
+        'std': _format_numbers(preprocessor.std) if normalised else 'none',
         'channels': 'flipped' if preprocessor._channel_conversion else 'as loaded',
         'padding': preprocessor.pad_value,
         'divisor': preprocessor.pad_size_divisor,
     }
 
 
-def _numbers(values: Tensor) -> str:
+def _format_numbers(values: Tensor) -> str:
     return f'({", ".join(f"{value:.6g}" for value in values.flatten().tolist())})'
 
 
