@@ -33,7 +33,7 @@ def test_with_ohem_the_samples_are_those_of_the_final_loss(
     loss_cls.register_forward_hook(lambda module, args, output: calls.append(args[1]))
     asked: list[Tensor] = []
     detector.teacher.network.register_forward_hook(
-        lambda module, args, output: asked.extend(samples.labels for samples in args[2])
+        lambda module, args, output: asked.extend(samples.labels for samples in args[1])
     )
     losses = helpers.loss(detector.train(), helpers.batch())
     assert len(calls) > 1
