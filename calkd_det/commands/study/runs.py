@@ -202,7 +202,7 @@ def _prepared(study: Study, detector: Detector, seed: int) -> Config:
 
 
 def _identity(study: Study) -> dict[str, Any]:
-    """What is known of data and preparations before they are there."""
+    """Return what is known of data and preparations before they are there."""
     data = {'prepare': [list(step.command) for step in study.prepare]}
     if study.data.mini is None:
         return {**data, 'version': study.data.version}

@@ -46,11 +46,11 @@ class Selection:
         ]
 
     def values(self, cell: str, metric: str = 'mAP') -> dict[int, float]:
-        """A metric of a cell by seed, in [0, 1]."""
+        """Return a metric of a cell by seed, in [0, 1]."""
         return {seed: row['metrics'][metric] for seed, row in sorted(self.cells[cell].items())}
 
     def compare(self, comparison: Comparison, metric: str = 'mAP') -> PairedDifference | None:
-        """The paired difference of a comparison; None while no seed is on both sides.
+        """Return the paired difference of a comparison; None while no seed is on both sides.
 
         Raises:
             ConfigError: Two runs of a seed did not start from the same weights, or did not see
@@ -62,7 +62,7 @@ class Selection:
         return paired_difference(*sides)
 
     def _side(self, names: Sequence[str], metric: str) -> dict[int, float]:
-        """The mean over several cells, for each seed that all of them have."""
+        """Return the mean over several cells, for each seed that all of them have."""
         values = [self.values(name, metric) for name in names]
         seeds = set.intersection(*map(set, values))
         return {seed: sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)}

@@ -144,7 +144,7 @@ class Study:
     pictures: Path
 
     def settings(self, cell: Cell) -> dict[str, Any]:
-        """What the rows of a cell keep of it and are found by."""
+        """Return what the rows of a cell keep of it; they are found by it."""
         return {
             'student': self.student.name,
             'teacher': cell.teacher,
