@@ -71,8 +71,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--teachers', nargs='+', metavar='CONFIG', default=TEACHERS, help='with --growth'
     )
-    parser.add_argument('--student-checkpoint', type=Path, help='default: random weights')
-    parser.add_argument('--teacher-checkpoint', type=Path, help='default: random weights')
     add_cfg_options(parser)
 
 
@@ -96,8 +94,6 @@ def run(args: Namespace) -> int:
         ways=args.ways,
         memory=not args.no_memory,
         growth_teachers=args.teachers if args.growth else None,
-        student_checkpoint=args.student_checkpoint,
-        teacher_checkpoint=args.teacher_checkpoint,
     )
     configs = {name: read_config(args, name) for name in args.configs}
     if args.page is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,28 +14,18 @@ from calkd_det.errors import ConfigError
 from calkd_det.teachers.source import read_source
 
 
-@dataclass(frozen=True)
-class Point:
-    """One value of one axis.
-
-    Attributes:
-        axis: What varies.
-        value: Its value, for the reader.
-        subject: What to time.
-    """
-
-    axis: str
-    value: str
-    subject: Subject
-
-
-def growth_points(subject: Subject, teachers: list[str], folder: Path) -> Iterator[Point]:
+def growth_points(
+    subject: Subject, teachers: Sequence[str], folder: Path
+) -> Iterator[tuple[str, str, Subject]]:
     """Yield subjects around one: smaller and larger images, RoIs, classes, batches, teachers.
 
     Args:
         subject: The one in the middle.
         teachers: Configs of teachers, from small to large.
         folder: For the teachers' random weights.
+
+    Yields:
+        What varies, its value for the reader, and the subject.
 
     Raises:
         ConfigError: The config's head samples no RoIs.
@@ -46,23 +36,22 @@ def growth_points(subject: Subject, teachers: list[str], folder: Path) -> Iterat
         )
     side = subject.size[0]
     for pixels in (side // 2, side, side * 3 // 2, side * 2):
-        yield Point('image side', str(pixels), replace(subject, size=(pixels, pixels)))
+        yield 'image side', str(pixels), replace(subject, size=(pixels, pixels))
     for rois in (128, 256, 512, 1024):
-        yield Point('RoIs an image', str(rois), replace(subject, cfg=_with_rois(subject.cfg, rois)))
+        yield 'RoIs an image', str(rois), replace(subject, cfg=_with_rois(subject.cfg, rois))
     for classes in (80, 365, 1203):
         cfg = _with_classes(subject.cfg, classes)
         file = folder / f'{classes}-classes.pth'
         write_random_teacher(cfg, file)
-        yield Point('classes', str(classes), replace(subject, cfg=cfg, teacher_checkpoint=file))
+        yield 'classes', str(classes), replace(subject, cfg=cfg, teacher_checkpoint=file)
     for images in (1, 2, 4):
-        yield Point('images', str(images), replace(subject, batch_size=images))
+        yield 'images', str(images), replace(subject, batch_size=images)
     for number, teacher in enumerate(teachers):
         cfg = copy.deepcopy(subject.cfg)
         cfg.model.teacher.config = teacher
         file = folder / f'teacher-{number}.pth'
         write_random_teacher(cfg, file)
-        name = Path(teacher).stem
-        yield Point('teacher', name, replace(subject, cfg=cfg, teacher_checkpoint=file))
+        yield 'teacher', Path(teacher).stem, replace(subject, cfg=cfg, teacher_checkpoint=file)
 
 
 def _with_rois(cfg: Config, number: int) -> Config:

@@ -31,7 +31,7 @@ def peak_bytes(subject: Subject, way: str, amp: bool, threads: int) -> int:
     torch.set_num_threads(threads)
     register_all_modules()
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    step = WAYS[way].prepare(subject, amp)
+    step = WAYS[way](subject, amp)
     for _ in range(STEPS):
         torch.manual_seed(0)
         step()

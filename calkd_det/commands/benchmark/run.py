@@ -55,8 +55,6 @@ class Settings:
         memory: Whether to measure peak memory, too.
         growth_teachers: Configs of teachers, from small to large: measure how the cost grows
             instead. None to compare the ways.
-        student_checkpoint: Weights of the student; None for random ones.
-        teacher_checkpoint: Weights of the teacher; None for random ones.
     """
 
     command_line: str
@@ -70,8 +68,6 @@ class Settings:
     ways: Sequence[str] | None
     memory: bool
     growth_teachers: Sequence[str] | None
-    student_checkpoint: Path | None
-    teacher_checkpoint: Path | None
 
     @property
     def kind(self) -> str:
@@ -105,18 +101,10 @@ def run_benchmark(configs: Mapping[str, Config], settings: Settings) -> list[dic
     with tempfile.TemporaryDirectory() as folder:
         for path, cfg in configs.items():
             name = Path(path).stem
-            checkpoint = settings.teacher_checkpoint
-            if checkpoint is None:
-                checkpoint = Path(folder) / f'{name}.pth'
-                write_random_teacher(cfg, checkpoint)
-            subject = Subject(
-                cfg,
-                checkpoint,
-                settings.student_checkpoint,
-                settings.image_size,
-                settings.images,
-                settings.device,
-            )
+            checkpoint = Path(folder) / f'{name}.pth'
+            write_random_teacher(cfg, checkpoint)
+            size, images = settings.image_size, settings.images
+            subject = Subject(cfg, checkpoint, size, images, settings.device)
             if settings.growth_teachers is None:
                 results.append({'pair': pair_name(name), **_compare_ways(subject, settings)})
             else:
@@ -161,7 +149,7 @@ def pair_name(stem: str) -> str:
 
 def _compare_ways(subject: Subject, settings: Settings) -> dict[str, Any]:
     compared = COMPARED if settings.ways is None else settings.ways
-    names = [STUDENT.name, TEACHER.name, DEFAULT.name, *compared, KD_PART.name]
+    names = [STUDENT, TEACHER, DEFAULT, *compared, KD_PART]
     result = _time_ways(subject, names, settings)
     if settings.memory:
         network = subject.distilled().teacher.network
@@ -170,30 +158,25 @@ def _compare_ways(subject: Subject, settings: Settings) -> dict[str, Any]:
         result['peak_bytes'] = {
             name: _measure_memory(subject, name, settings)
             for name in names
-            if name not in (TEACHER.name, KD_PART.name)
+            if name not in (TEACHER, KD_PART)
         }
     return result
 
 
 def _grow(subject: Subject, settings: Settings, folder: Path) -> list[dict[str, Any]]:
-    names = [STUDENT.name, TEACHER.name, DEFAULT.name, KD_PART.name]
-    points = growth_points(subject, list(settings.growth_teachers), folder)
+    names = [STUDENT, TEACHER, DEFAULT, KD_PART]
+    points = growth_points(subject, settings.growth_teachers, folder)
     results = []
-    for point in tqdm(points, desc='points', disable=None):
-        _, samples = loss_samples(point.subject, settings.amp)
-        results.append(
-            {
-                'axis': point.axis,
-                'value': point.value,
-                'logits': sum(group.logits.numel() for group in samples),
-                **_time_ways(point.subject, names, settings),
-            }
-        )
+    for axis, value, varied in tqdm(points, desc='points', disable=None):
+        _, samples = loss_samples(varied, settings.amp)
+        logits = sum(group.logits.numel() for group in samples)
+        point = {'axis': axis, 'value': value, 'logits': logits}
+        results.append({**point, **_time_ways(varied, names, settings)})
     return results
 
 
 def _time_ways(subject: Subject, names: Sequence[str], settings: Settings) -> dict[str, Any]:
-    steps = {name: WAYS[name].prepare(subject, settings.amp) for name in names}
+    steps = {name: WAYS[name](subject, settings.amp) for name in names}
     seconds, losses = alternate(
         steps, rounds=settings.rounds, warm_up=settings.warm_up, device=subject.device
     )

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from calkd_det.errors import ConfigError
 from calkd_det.taps import ClassifierSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
-from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.frozen_teacher import build_detector
 from calkd_det.teachers.source import read_source
 from calkd_det.teachers.whole_teacher import build_whole_teacher
@@ -35,7 +34,6 @@ class Subject:
     Args:
         cfg: A CalKD config.
         teacher_checkpoint: A file that fills the teacher.
-        student_checkpoint: Weights of the student; None for random ones.
         size: Height and width of the images, in pixels.
         batch_size: Number of images.
         device: Where everything is.
@@ -43,7 +41,6 @@ class Subject:
 
     cfg: Config
     teacher_checkpoint: Path
-    student_checkpoint: Path | None
     size: tuple[int, int]
     batch_size: int
     device: torch.device
@@ -86,10 +83,7 @@ class Subject:
 
     def _prepare(self, model: ConfigDict) -> nn.Module:
         torch.manual_seed(0)
-        detector = MODELS.build(model)
-        if self.student_checkpoint is not None:
-            load_weights(detector, str(self.student_checkpoint))
-        detector.to(self.device)
+        detector = MODELS.build(model).to(self.device)
         if hasattr(detector, 'teacher'):
             detector.teacher.build(detector)
         return detector.train()

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from calkd_det.commands.benchmark.timing import spread
 from calkd_det.commands.benchmark.ways import DEFAULT, KD_PART, STUDENT, TEACHER
-
-matplotlib.use('Agg')
 
 
 def step_table(results: Sequence[dict[str, Any]]) -> str:
@@ -24,9 +21,9 @@ def step_table(results: Sequence[dict[str, Any]]) -> str:
     ]
     for result in results:
         limit = limit_of(result)
-        default = median(result, DEFAULT.name)
+        default = median(result, DEFAULT)
         for name, seconds in result['seconds'].items():
-            if name in (TEACHER.name, KD_PART.name):
+            if name in (TEACHER, KD_PART):
                 continue
             low, middle, high = spread(seconds)
             lines.append(
@@ -36,16 +33,15 @@ def step_table(results: Sequence[dict[str, Any]]) -> str:
                 f'| {_extra_memory(result, name)} |'
             )
         lines.append(
-            f'| {result["pair"]} | {KD_PART.name} '
-            f'| {median(result, KD_PART.name) / limit:.4f} | | | | | |'
+            f'| {result["pair"]} | {KD_PART} | {median(result, KD_PART) / limit:.4f} | | | | | |'
         )
     return '\n'.join(lines)
 
 
 def _loss_error(result: dict[str, Any], name: str) -> str:
-    loss, default = result['losses'].get(name), result['losses'][DEFAULT.name]
+    loss, default = result['losses'].get(name), result['losses'][DEFAULT]
     # The reference ways compare other samples, or the same ones with a teacher not folded.
-    if loss is None or name == DEFAULT.name or not name.startswith(DEFAULT.name):
+    if loss is None or name == DEFAULT or not name.startswith(DEFAULT):
         return ''
     return f'{abs(loss - default) / abs(default):.0e}'
 
@@ -57,9 +53,9 @@ def _memory(result: dict[str, Any], name: str) -> str:
 
 def _extra_memory(result: dict[str, Any], name: str) -> str:
     peaks = result.get('peak_bytes', {})
-    if name not in peaks or name == STUDENT.name:
+    if name not in peaks or name == STUDENT:
         return ''
-    base = peaks[STUDENT.name] + result['teacher_bytes']
+    base = peaks[STUDENT] + result['teacher_bytes']
     return f'{100 * (peaks[name] / base - 1):+.1f} %'
 
 
@@ -74,13 +70,13 @@ def growth_table(points: Sequence[dict[str, Any]]) -> str:
     for point in points:
         base = first.setdefault(point['axis'], point)
         unit = limit_of(base)
-        student, teacher, kd = (median(point, way.name) for way in (STUDENT, TEACHER, KD_PART))
+        student, teacher, kd = (median(point, way) for way in (STUDENT, TEACHER, KD_PART))
         lines.append(
             f'| {point["axis"]} | {point["value"]} | {point["logits"]:,} '
             f'| {student / unit:.3f} | {teacher / unit:.3f} '
-            f'| {kd / unit:.4f} | {median(point, DEFAULT.name) / limit_of(point):.3f} '
-            f'| {100 * kd / median(point, DEFAULT.name):.2f} % '
-            f'| {kd / median(base, KD_PART.name):.2f} × '
+            f'| {kd / unit:.4f} | {median(point, DEFAULT) / limit_of(point):.3f} '
+            f'| {100 * kd / median(point, DEFAULT):.2f} % '
+            f'| {kd / median(base, KD_PART):.2f} × '
             f'| {point["logits"] / base["logits"]:.2f} × |'
         )
     return '\n'.join(lines)
@@ -91,7 +87,7 @@ def growth_plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     axes_names = list(dict.fromkeys(point['axis'] for point in points))
     figure = Figure(figsize=(2.6 * len(axes_names), 3.4), layout='constrained')
     panels = figure.subplots(1, len(axes_names), squeeze=False)[0]
-    parts = ((STUDENT.name, '#4c72b0'), (TEACHER.name, '#dd8452'), (KD_PART.name, '#c44e52'))
+    parts = ((STUDENT, '#4c72b0'), (TEACHER, '#dd8452'), (KD_PART, '#c44e52'))
     for panel, axis in zip(panels, axes_names):
         own = [point for point in points if point['axis'] == axis]
         unit = limit_of(own[0])
@@ -117,7 +113,7 @@ def median(result: dict[str, Any], name: str) -> float:
 
 def limit_of(result: dict[str, Any]) -> float:
     """Return the seconds of the student's step and of the teacher's bare inference."""
-    return median(result, STUDENT.name) + median(result, TEACHER.name)
+    return median(result, STUDENT) + median(result, TEACHER)
 
 
 def _short(value: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Callable
 
 import torch
@@ -21,14 +21,6 @@ from calkd_det.teachers.folding import fold_batchnorm
 # From a subject, and whether to use autocast, to one step, which returns its loss of distillation
 # or None.
 Prepare = Callable[[Subject, bool], Callable[[], 'float | None']]
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to make a step: its name in the table, and what prepares a step of a subject."""
-
-    name: str
-    prepare: Prepare
 
 
 def train_step(
@@ -183,12 +175,11 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
         feats = network.tap.prepare(network.detector, feats)
         raw = [network.tap.classify(network.detector, feats, group) for group in samples]
 
-    class Answers:
-        def __call__(self, *args: Any) -> list[Tensor]:
-            with torch.no_grad():
-                return [network.calibrate(answer.clone()) for answer in raw]
+    @torch.no_grad()
+    def answers(*args: Any) -> list[Tensor]:
+        return [network.calibrate(answer.clone()) for answer in raw]
 
-    distilled.teacher = Answers()
+    distilled.teacher = answers
 
     def step() -> float:
         logs = distilled.distillation_losses(feats, samples)
@@ -235,17 +226,17 @@ def _first(group: ClassifierSamples, count: int) -> ClassifierSamples:
     return replace(group, **{name: getattr(group, name)[:count] for name in columns})
 
 
-STUDENT = Way('student alone', student_alone)
-TEACHER = Way('teacher alone', teacher_alone)
-DEFAULT = Way('CalKD', calkd())
-KD_PART = Way('KD part', kd_part)
-COMPARED = {
-    way.name: way
-    for way in (
-        Way('whole loss mode', whole_loss_mode),
-        Way('second forward', second_forward),
-        Way('CalKD, compiled', compiled_teacher),
-        Way('CalKD, bfloat16', calkd(precision='bfloat16')),
-    )
+STUDENT, TEACHER, DEFAULT, KD_PART = 'student alone', 'teacher alone', 'CalKD', 'KD part'
+COMPARED: dict[str, Prepare] = {
+    'whole loss mode': whole_loss_mode,
+    'second forward': second_forward,
+    'CalKD, compiled': compiled_teacher,
+    'CalKD, bfloat16': calkd(precision='bfloat16'),
 }
-WAYS = {**{way.name: way for way in (STUDENT, TEACHER, DEFAULT, KD_PART)}, **COMPARED}
+WAYS: dict[str, Prepare] = {
+    STUDENT: student_alone,
+    TEACHER: teacher_alone,
+    DEFAULT: calkd(),
+    KD_PART: kd_part,
+    **COMPARED,
+}

@@ -22,7 +22,7 @@ from calkd_det.commands.benchmark.subject import (
 )
 from calkd_det.commands.benchmark.tables import growth_plot, growth_table, limit_of, step_table
 from calkd_det.commands.benchmark.timing import alternate, spread
-from calkd_det.commands.benchmark.ways import DEFAULT, KD_PART, STUDENT, TEACHER, WAYS, Way
+from calkd_det.commands.benchmark.ways import DEFAULT, KD_PART, STUDENT, TEACHER, WAYS
 from calkd_det.errors import ConfigError
 
 CONFIG = config_path('mini/calkd_faster-rcnn_r18-teacher-student_fpn_12e_mini.py')
@@ -34,19 +34,19 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     cfg = Config.fromfile(CONFIG)
     path = tmp_path_factory.mktemp('benchmark') / 'teacher.pth'
     write_random_teacher(cfg, path)
-    return Subject(cfg, path, None, (64, 64), 2, torch.device('cpu'))
+    return Subject(cfg, path, (64, 64), 2, torch.device('cpu'))
 
 
-def seeded(way: Way, subject: Subject) -> float | None:
-    step = way.prepare(subject, False)
+def seeded(name: str, subject: Subject) -> float | None:
+    step = WAYS[name](subject, False)
     torch.manual_seed(0)
     return step()
 
 
 @pytest.mark.parametrize('name', [name for name in WAYS if name != COMPILED])
 def test_every_way_runs_and_tells_its_loss(subject: Subject, name: str) -> None:
-    loss = seeded(WAYS[name], subject)
-    if name in (STUDENT.name, TEACHER.name):
+    loss = seeded(name, subject)
+    if name in (STUDENT, TEACHER):
         assert loss is None
     else:
         assert loss > 0
@@ -58,13 +58,13 @@ def test_the_part_that_is_neither_network_gives_the_loss_of_the_step(subject: Su
 
 def test_the_second_forward_compares_the_same_rois(subject: Subject) -> None:
     losses = []
-    for name in ('second forward', DEFAULT.name):
-        losses.append(seeded(WAYS[name], subject))
+    for name in ('second forward', DEFAULT):
+        losses.append(seeded(name, subject))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # its BatchNorm is not folded
 
 
 def test_every_round_is_the_same_step(subject: Subject) -> None:
-    step = DEFAULT.prepare(subject, False)
+    step = WAYS[DEFAULT](subject, False)
     losses = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -78,7 +78,7 @@ def test_the_teachers_part_runs_no_more_than_the_step_does(subject: Subject) -> 
         lambda module, args, output: ran.append(type(module).__name__)
     )
     try:
-        step = TEACHER.prepare(subject, False)
+        step = WAYS[TEACHER](subject, False)
         ran.clear()
         step()
     finally:
@@ -113,11 +113,11 @@ def test_spread() -> None:
 
 
 def result(**seconds: float) -> dict:
-    names = dict(student=STUDENT.name, teacher=TEACHER.name, calkd=DEFAULT.name, kd=KD_PART.name)
+    names = dict(student=STUDENT, teacher=TEACHER, calkd=DEFAULT, kd=KD_PART)
     return dict(
         pair='a-b',
         seconds={names[key]: [value] for key, value in seconds.items()},
-        losses={DEFAULT.name: 2.0},
+        losses={DEFAULT: 2.0},
     )
 
 
@@ -127,7 +127,7 @@ def test_the_tables_figures() -> None:
     measured['seconds']['CalKD, bfloat16'] = [4.0]
     measured['losses']['CalKD, bfloat16'] = 2.00002
     measured['teacher_bytes'] = 2**29
-    measured['peak_bytes'] = {STUDENT.name: 2**30, DEFAULT.name: 2**30 + 2**29 + 2**27}
+    measured['peak_bytes'] = {STUDENT: 2**30, DEFAULT: 2**30 + 2**29 + 2**27}
     assert limit_of(measured) == 4.0
     table = step_table([measured])
     assert '| a-b | CalKD | 1.050 | 1.050, 1.050 | 1.00 |  | 1.62 GiB | +8.3 % |' in table
@@ -150,13 +150,13 @@ def test_growth_is_against_the_first_of_its_axis() -> None:
 def test_what_grows(subject: Subject, tmp_path: Path) -> None:
     teacher = config_path('mini/faster-rcnn_r18-teacher_fpn_12e_mini.py')
     points = list(growth_points(subject, [teacher], tmp_path))
-    axes = dict.fromkeys(point.axis for point in points)
+    axes = dict.fromkeys(axis for axis, _, _ in points)
     assert list(axes) == ['image side', 'RoIs an image', 'classes', 'images', 'teacher']
-    models = {(point.axis, point.value): point.subject.cfg.model for point in points}
+    models = {(axis, value): varied.cfg.model for axis, value, varied in points}
     assert models['RoIs an image', '256'].train_cfg.rcnn.sampler.num == 256
     assert models['classes', '1203'].roi_head.bbox_head.num_classes == 1203
     assert subject.cfg.model.roi_head.bbox_head.num_classes == 10
-    assert {point.subject.size for point in points if point.axis == 'image side'} >= {(128, 128)}
+    assert {varied.size for axis, _, varied in points if axis == 'image side'} >= {(128, 128)}
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_the_tool_writes_both_tables(
 ) -> None:
     axes = ['classes', 'images']
     monkeypatch.setattr(
-        run, 'growth_points', lambda *args: (p for p in growth_points(*args) if p.axis in axes)
+        run, 'growth_points', lambda *args: (p for p in growth_points(*args) if p[0] in axes)
     )
     common = [
         *(CONFIG, '--image-size', '64', '64', '--rounds', '1', '--warm-up', '0'),
@@ -175,7 +175,7 @@ def test_the_tool_writes_both_tables(
     written = json.loads((tmp_path / 'step.json').read_text('utf-8'))
     (measured,) = written['results']
     assert measured['pair'] == 'r18-teacher-student'
-    assert set(measured['peak_bytes']) == {STUDENT.name, DEFAULT.name, 'CalKD, bfloat16'}
+    assert set(measured['peak_bytes']) == {STUDENT, DEFAULT, 'CalKD, bfloat16'}
     assert all(value > 2**26 for value in measured['peak_bytes'].values())
     assert step_table([measured]) in (tmp_path / 'step.md').read_text('utf-8')
     assert '--image-size 64 64' in written['about']['command']
