@@ -48,11 +48,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from calkd_det.commands.study.listing import list_commands, list_runs
     from calkd_det.commands.study.report import write_reports
     from calkd_det.commands.study.runner import run_one, run_studies
     from calkd_det.commands.study.runs import expand
     from calkd_det.commands.study.settings import read_study
+    from calkd_det.commands.study.state import list_commands, list_runs
 
     options = cfg_options(args)
     studies = [read_study(path, options) for path in args.configs]

@@ -6,7 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from calkd_det.datasets.mini import write_mini_dataset
 from calkd_det.errors import ConfigError
 
 PREPARE_LOG = 'prepare.log'
-Say = Callable[[str], None]
 
 
 def run_studies(studies: Sequence[Study], jobs: int | None) -> None:
@@ -43,7 +42,7 @@ def run_studies(studies: Sequence[Study], jobs: int | None) -> None:
         raise ConfigError('the studies differ in study.gpus_per_run: run them one after another')
     machine = look_at_machine(jobs, counts.pop())
     runs = expand(studies)
-    prepare(studies, environment=machine.slots[0])
+    prepare(studies, machine.slots[0])
     run_all(runs, machine)
 
 
@@ -51,32 +50,31 @@ def run_one(studies: Sequence[Study], run_id: str, jobs: int | None) -> None:
     """Do one run by its id; see :func:`run_studies`."""
     run = find_run(expand(studies), run_id)
     machine = look_at_machine(jobs or 1, run.study.gpus_per_run)
-    prepare([run.study], environment=machine.slots[0])
+    prepare([run.study], machine.slots[0])
     run_all([run], machine)
 
 
-def run_all(runs: Sequence[Run], machine: Machine, say: Say = tqdm.write) -> None:
+def run_all(runs: Sequence[Run], machine: Machine) -> None:
     """Do all runs that are not done, several at a time.
 
     Args:
         runs: The runs.
         machine: Where they run.
-        say: Takes each line on what is done.
 
     Raises:
         JobFailed: Runs failed; all others that do not need them were done.
     """
     statuses = look(runs)
-    for status in statuses:
-        if status.state == 'done':
-            delete_weights(status.run)
-    missing = [status.run for status in statuses if status.state != 'done']
+    for run, state in statuses:
+        if state == 'done':
+            delete_weights(run)
+    missing = [run for run, state in statuses if state != 'done']
     if not missing:
-        say('nothing to do: every run has its row')
+        tqdm.write('nothing to do: every run has its row')
         return
     total, places = len(statuses), len(machine.slots)
     done = total - len(missing)
-    say(f'{done} of {total} runs are done; {len(missing)} to do, {places} at a time')
+    tqdm.write(f'{done} of {total} runs are done; {len(missing)} to do, {places} at a time')
     # disable=None: no bar where the output is no terminal.
     with tqdm(total=total, initial=done, unit='run', disable=None) as bar:
 
@@ -85,20 +83,17 @@ def run_all(runs: Sequence[Run], machine: Machine, say: Say = tqdm.write) -> Non
             done += 1
             bar.update()
             seconds, value = row['seconds'], 100 * row['metrics']['mAP']
-            say(f'[{done}/{total}] {run.title}: mAP {value:.1f} in {seconds:.0f} s')
+            tqdm.write(f'[{done}/{total}] {run.title}: mAP {value:.1f} in {seconds:.0f} s')
 
         jobs = [job_of(run, machine.device, finish) for run in missing]
         JobRunner(jobs, machine.slots, bar.set_postfix_str).run()
 
 
-def prepare(
-    studies: Sequence[Study], say: Say = tqdm.write, environment: Mapping[str, str] | None = None
-) -> None:
+def prepare(studies: Sequence[Study], environment: Mapping[str, str]) -> None:
     """Make data and run preparations, where their files are not there yet.
 
     Args:
         studies: The studies.
-        say: Takes each line on what is done.
         environment: Variables to set for the commands.
 
     Raises:
@@ -113,10 +108,10 @@ def prepare(
         for mini in _distinct(study.data.mini for study in studies):
             if mini is not None:
                 dataset = write_mini_dataset(**mini, progress=sys.stdout.isatty())
-                say(f'{dataset.root}: {"made" if dataset.created else "already there"}')
+                tqdm.write(f'{dataset.root}: {"made" if dataset.created else "already there"}')
         for step in _distinct(step for study in studies for step in study.prepare):
             if not step.creates.exists():
-                say(f'making {step.creates}')
+                tqdm.write(f'making {step.creates}')
                 _run_preparation(step.command, step.creates, folder / PREPARE_LOG, environment)
     for study in studies:
         if not study.data.held_out_ann.is_file():
@@ -127,7 +122,7 @@ def prepare(
 
 
 def _run_preparation(
-    words: Sequence[str], creates: Path, log: Path, environment: Mapping[str, str] | None
+    words: Sequence[str], creates: Path, log: Path, environment: Mapping[str, str]
 ) -> None:
     own_tools = Path(config_path('_base_/mini.py')).parents[2] / 'tools'
     places = {'python': sys.executable, 'mmdet_tools': MMDET_TOOLS, 'tools': own_tools}
@@ -137,7 +132,7 @@ def _run_preparation(
             [word.format(**places) for word in words],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
         ).returncode
     if code or not creates.exists():
         missing = '' if creates.exists() else f' and without {creates}'

@@ -1,9 +1,9 @@
-"""What the files say of a study's runs."""
+"""Find what is done of a study's runs, and list them for the terminal or a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmengine.hub import get_config
@@ -14,34 +14,28 @@ from calkd_det.errors import ConfigError
 from calkd_det.measurement.json_file import read_json
 
 TRAINED = 'trained.json'
+STATES = ('done', 'trained', 'to do')
 
 
-@dataclass(frozen=True)
-class Status:
-    """A run, and its state: done, trained (a teacher that is not measured yet), or to do."""
-
-    run: Run
-    state: str
-
-
-def look(runs: Iterable[Run]) -> list[Status]:
+def look(runs: Sequence[Run]) -> list[tuple[Run, str]]:
     """Find what is done. A teacher without its weights is not, while students still need it.
+
+    Returns:
+        Each run with its state: done, trained (a teacher that is not measured yet), or to do.
 
     Raises:
         ConfigError: A run has a row under another name, where the report would not find it.
     """
-    runs = list(runs)
     rows = rows_of(runs)
     for run in runs:
         if run.hash in rows:
             _check_settings(run, rows[run.hash])
     needed = {run.teacher.hash for run in runs if run.teacher and run.hash not in rows}
-    return [Status(run, _state(run, run.hash in rows, run.hash in needed)) for run in runs]
+    return [(run, _state(run, run.hash in rows, run.hash in needed)) for run in runs]
 
 
-def rows_of(runs: Iterable[Run]) -> dict[str, Row]:
+def rows_of(runs: Sequence[Run]) -> dict[str, Row]:
     """Return the rows of runs that have one, by hash."""
-    runs = list(runs)
     wanted = {run.hash for run in runs}
     rows = [row for path in {run.study.results for run in runs} for row in read_rows(path)]
     return {row['hash']: row for row in rows if row['hash'] in wanted}
@@ -99,6 +93,46 @@ def given_checkpoint(run: Run) -> str:
             f"study.teachers: '{teacher.name}' has checkpoint='zoo', but its config "
             f"'{teacher.config}' has none there ({type(error).__name__}: {error})"
         ) from error
+
+
+def list_runs(runs: Sequence[Run]) -> str:
+    """Return a table of all runs with their ids and what is done, for the terminal."""
+    statuses = look(runs)
+    lines = [
+        f'{state:<8} {run.id:<21} {run.title}'
+        + (f'  (needs {run.teacher.id})' if run.teacher else '')
+        for run, state in statuses
+    ]
+    found = [state for _, state in statuses]
+    total = ', '.join(f'{found.count(state)} {state}' for state in STATES)
+    return '\n'.join([*lines, f'{len(runs)} runs: {total}'])
+
+
+def list_commands(
+    runs: Sequence[Run], configs: Sequence[str], cfg_options: Sequence[str] = ()
+) -> str:
+    """Return a command for each run that is not done, and Slurm arrays of the same."""
+    missing = [run for run, state in look(runs) if state != 'done']
+    if not missing:
+        return '# nothing to do: every run has its row'
+    words = ['calkd', 'study', *configs]
+    if cfg_options:
+        words += ['--cfg-options', *cfg_options]
+    study = shlex.join(words)
+    lines = [f'{study} --run {run.id}  # {run.title}' for run in missing]
+    lines += ['', '# or all of them with Slurm']
+    wait = ''
+    for kind in ('teacher', 'student'):
+        group = [run for run in missing if run.kind == kind]
+        if group:
+            ids = ' '.join(run.id for run in group)
+            gpus = max(run.study.gpus_per_run for run in group)
+            # POSIX: --wrap runs under sh.
+            script = f'set -- {ids}; shift $((SLURM_ARRAY_TASK_ID - 1)); {study} --run $1'
+            array = f'sbatch --parsable --array=1-{len(group)} --gpus={gpus}{wait}'
+            lines.append(f'{kind}s=$({array} --wrap {shlex.quote(script)})')
+            wait = f' --dependency=afterok:${kind}s'
+    return '\n'.join(lines)
 
 
 def _state(run: Run, has_row: bool, needed: bool) -> str:

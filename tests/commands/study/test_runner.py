@@ -5,8 +5,10 @@ The trainings are stand-ins that take no time; ``test_end_to_end.py`` trains for
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
+import io
 import json
 import multiprocessing
 import os
@@ -24,12 +26,11 @@ from calkd_det.commands import machine
 from calkd_det.commands.engine import JobFailed
 from calkd_det.commands.machine import Machine, look_at_machine
 from calkd_det.commands.study import jobs
-from calkd_det.commands.study.listing import list_commands, list_runs
 from calkd_det.commands.study.rows import read_rows
 from calkd_det.commands.study.runner import prepare, run_all
 from calkd_det.commands.study.runs import Run, expand
 from calkd_det.commands.study.settings import Study
-from calkd_det.commands.study.state import find_run, look
+from calkd_det.commands.study.state import find_run, list_commands, list_runs, look
 from calkd_det.errors import ConfigError
 
 TRAIN = """
@@ -96,9 +97,13 @@ def attempts() -> list[str]:
 
 
 def run(runs: list[Run], place: Machine = MACHINE) -> list[str]:
-    said: list[str] = []
-    run_all(runs, place, said.append)
-    return said
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run_all(runs, place)
+    finally:
+        print(said.getvalue())
+    return said.getvalue().splitlines()
 
 
 def test_every_run_has_one_row_and_is_not_done_again(study: Study) -> None:
@@ -114,7 +119,7 @@ def test_every_run_has_one_row_and_is_not_done_again(study: Study) -> None:
     assert said[-1].startswith('[7/7] ')
     assert run(runs) == ['nothing to do: every run has its row']
     assert len(attempts()) == 7
-    assert {status.state for status in look(runs)} == {'done'}
+    assert {state for _, state in look(runs)} == {'done'}
     # A teacher's weights are kept, a student's are not.
     kept = {path.parent.name.split('-')[0] for path in study.work_dir.glob('*/*.pth')}
     assert kept == {'teacher'}
@@ -172,7 +177,7 @@ def ends_soon(pid: int) -> bool:
 def test_killed_in_the_middle_it_loses_no_row_and_doubles_none(study: Study, after: int) -> None:
     runs = expand([study])
     context = multiprocessing.get_context('fork')
-    process = context.Process(target=run_all, args=(runs, SLOW, lambda text: None))
+    process = context.Process(target=run_all, args=(runs, SLOW))
     process.start()
     deadline = time.monotonic() + 60
     while len(read_rows(study.results)) < after and time.monotonic() < deadline:
@@ -214,7 +219,7 @@ def test_a_trained_teacher_is_only_measured(study: Study) -> None:
     Path('measure.py').write_text('raise SystemExit(1)')
     with pytest.raises(JobFailed, match='1 failed: teacher calibrated, seed 0'):
         run(runs[:1])
-    assert [status.state for status in look(runs[:1])] == ['trained']
+    assert [state for _, state in look(runs[:1])] == ['trained']
     Path('measure.py').write_text(MEASURE)
     run(runs[:1])
     assert len(attempts()) == 1
@@ -238,13 +243,13 @@ def test_a_teacher_whose_weights_are_gone_is_trained_anew_for_its_students(study
     teacher = runs[0]
     run(runs[:1])
     (teacher.folder / 'epoch_2.pth').unlink()
-    assert look(runs)[0].state == 'to do'
+    assert look(runs)[0][1] == 'to do'
     run(runs)
     assert attempts().count(teacher.id) == 2
     assert [row['kind'] for row in read_rows(study.results)].count('teacher') == 1
     # Without students to do it is not needed.
     (teacher.folder / 'epoch_2.pth').unlink()
-    assert {status.state for status in look(runs)} == {'done'}
+    assert {state for _, state in look(runs)} == {'done'}
 
 
 def test_a_teacher_that_comes_out_otherwise_is_refused(study: Study, capsys: Any) -> None:
@@ -322,14 +327,14 @@ def test_preparations_run_once_and_must_create_their_file(study: Study, tmp_path
     content = dict(data=dict(version='1', held_out_ann='held_out.json', held_out_images='.'))
     made = made_up.study(tmp_path, prepare=[step], **content)
     for _ in range(2):
-        prepare([made, made], lambda text: None)
+        prepare([made, made], {})
     assert Path('count').read_text() == 'x'
     lazy = made_up.study(tmp_path, prepare=[dict(command=['true'], creates='nothing')], **content)
     with pytest.raises(JobFailed, match='exit status 0 and without nothing'):
-        prepare([lazy], lambda text: None)
+        prepare([lazy], {})
     content['data']['held_out_ann'] = 'gone.json'
     with pytest.raises(ConfigError, match=r"no annotation file 'gone\.json' of held-out"):
-        prepare([made_up.study(tmp_path, **content)], lambda text: None)
+        prepare([made_up.study(tmp_path, **content)], {})
 
 
 def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
