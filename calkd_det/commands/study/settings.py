@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 from calkd_det.config import check_keys, check_number, read_config
 from calkd_det.errors import ConfigError, did_you_mean
@@ -13,6 +13,7 @@ from calkd_det.errors import ConfigError, did_you_mean
 FITTED = 'fitted'
 FIGURES = ('temperature', 'paired', 'across', 'reliability')
 Temperature = Union[float, str, None]
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -154,24 +155,6 @@ class Study:
 
 
 _REQUIRED = {'name', 'data', 'student', 'teachers', 'cells', 'seeds'}
-_DEFAULTS = dict(
-    title='',
-    prepare=(),
-    comparisons=(),
-    figures=(),
-    reliability=(),
-    paper_range=(1.5, 3.0),
-    target=0.5,
-    deterministic=True,
-    resume=False,
-    keep_weights=False,
-    gpus_per_run=1,
-    measured_images=None,
-    work_dir='work_dirs/study',
-    results=None,
-    page=None,
-    pictures=None,
-)
 
 
 def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> Study:
@@ -192,72 +175,60 @@ def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> St
 
 def parse_study(content: Mapping[str, Any]) -> Study:
     """Check the dict of a study config; see :func:`read_study`."""
-    check_keys(content, 'study', known=_REQUIRED | set(_DEFAULTS), required=_REQUIRED)
-    values = {**_DEFAULTS, **content}
-    name = _word(values['name'], 'study.name')
+    known = {field.name for field in fields(Study)} | _REQUIRED
+    check_keys(content, 'study', known=known, required=_REQUIRED)
+    name = _word(content['name'], 'study.name')
     if not all(letter.isalnum() or letter in '-_' for letter in name):
         raise ConfigError(f'study.name names files: letters, digits, - and _, not {name!r}')
-    teachers = _by_name(
-        [_detector(entry, f'study.teachers[{i}]') for i, entry in _items(values, 'teachers')],
-        'study.teachers',
-    )
-    seeds = _seeds(values['seeds'], 'study.seeds')
-    cells = _by_name(
-        [
-            _cell(entry, f'study.cells[{i}]', teachers, seeds)
-            for i, entry in _items(values, 'cells')
-        ],
-        'study.cells',
-    )
-    figures = tuple(values['figures'])
+    teachers = _by_name(_each(content, 'teachers', _detector), 'study.teachers')
+    seeds = _seeds(content['seeds'], 'study.seeds')
+    cells = _by_name(_each(content, 'cells', _cell, teachers, seeds), 'study.cells')
+    figures = tuple(content.get('figures', ()))
     for figure in figures:
         if figure not in FIGURES:
             raise ConfigError(f'study.figures has {figure!r}: {did_you_mean(str(figure), FIGURES)}')
-    reliability = tuple(values['reliability'])
+    reliability = tuple(content.get('reliability', ()))
     for teacher in reliability:
         if teacher not in teachers:
             raise ConfigError(
                 f'study.reliability names no teacher: {did_you_mean(str(teacher), teachers)}'
             )
-    work_dir = Path(values['work_dir'])
-    low, high = (check_number(value, 'study.paper_range') for value in values['paper_range'])
+    low, high = (
+        check_number(value, 'study.paper_range') for value in content.get('paper_range', (1.5, 3.0))
+    )
+    limit = content.get('measured_images')
+    work_dir = Path(content.get('work_dir', 'work_dirs/study'))
     return Study(
         name=name,
-        title=values['title'] or name,
-        data=_data(values['data']),
-        prepare=tuple(
-            _preparation(entry, f'study.prepare[{i}]') for i, entry in _items(values, 'prepare')
-        ),
-        student=_detector(values['student'], 'study.student', trained=False),
+        title=content.get('title') or name,
+        data=_data(content['data']),
+        prepare=tuple(_each(content, 'prepare', _preparation)),
+        student=_detector(content['student'], 'study.student', trained=False),
         teachers=teachers,
         cells=cells,
-        comparisons=tuple(
-            _comparison(entry, f'study.comparisons[{i}]', cells)
-            for i, entry in _items(values, 'comparisons')
-        ),
+        comparisons=tuple(_each(content, 'comparisons', _comparison, cells)),
         figures=figures,
         reliability=reliability,
         paper_range=(low, high),
-        target=check_number(values['target'], 'study.target'),
-        deterministic=_flag(values, 'deterministic'),
-        resume=_flag(values, 'resume'),
-        keep_weights=_flag(values, 'keep_weights'),
-        gpus_per_run=_whole(values['gpus_per_run'], 'study.gpus_per_run', 1),
-        measured_images=None
-        if values['measured_images'] is None
-        else _whole(values['measured_images'], 'study.measured_images', 2),
+        target=check_number(content.get('target', 0.5), 'study.target'),
+        deterministic=_flag(content, 'deterministic', True),
+        resume=_flag(content, 'resume', False),
+        keep_weights=_flag(content, 'keep_weights', False),
+        gpus_per_run=_whole(content.get('gpus_per_run', 1), 'study.gpus_per_run', 1),
+        measured_images=None if limit is None else _whole(limit, 'study.measured_images', 2),
         work_dir=work_dir,
-        results=Path(values['results'] or work_dir / 'results.jsonl'),
-        page=Path(values['page'] or work_dir / f'{name}.md'),
-        pictures=Path(values['pictures'] or work_dir / 'figures'),
+        results=Path(content.get('results') or work_dir / 'results.jsonl'),
+        page=Path(content.get('page') or work_dir / f'{name}.md'),
+        pictures=Path(content.get('pictures') or work_dir / 'figures'),
     )
 
 
-def _items(values: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
-    value = values[key]
+def _each(content: Mapping[str, Any], key: str, parse: Callable[..., T], *args: Any) -> list[T]:
+    """Return what ``parse(entry, key of the entry, *args)`` makes of each entry of a list."""
+    value = content.get(key, ())
     if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
         raise ConfigError(f'study.{key} must be a list of dicts, but is {value!r}')
-    return list(enumerate(value))
+    return [parse(entry, f'study.{key}[{i}]', *args) for i, entry in enumerate(value)]
 
 
 def _by_name(entries: Sequence[Any], key: str) -> dict[str, Any]:
@@ -385,7 +356,8 @@ def _word(value: Any, key: str) -> str:
     return value
 
 
-def _flag(values: Mapping[str, Any], key: str) -> bool:
-    if not isinstance(values[key], bool):
-        raise ConfigError(f'study.{key} must be True or False, but is {values[key]!r}')
-    return values[key]
+def _flag(content: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = content.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f'study.{key} must be True or False, but is {value!r}')
+    return value
