@@ -18,10 +18,10 @@ from calkd_det.commands.study.figures import (
 from calkd_det.commands.study.results import (
     across,
     adjusted_p_values,
+    comparison_forms,
     differences,
     explained,
     held_out_calibration,
-    powers,
     residual,
     temperature_series,
 )
@@ -150,7 +150,7 @@ def answer(selection: Selection) -> str:
             for name in ('mAP', 'RoI accuracy')
         ]
     sd, degrees = residual(selection)
-    if forms := powers(selection, found, sd):
+    if forms := comparison_forms(selection, found, sd):
         lines.append(f'- {power_sentence(sd, degrees, study.target, forms)}')
     return '\n'.join(lines)
 

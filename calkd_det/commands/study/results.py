@@ -14,11 +14,8 @@ from calkd_det.commands.study.statistics import (
     explain,
     holm,
     mean_interval,
-    pairs_needed,
     residual_sd,
-    smallest_difference,
 )
-from calkd_det.commands.study.wording import Power
 
 # What a teacher's row gives to predict its students by; the first one is the paper's.
 PREDICTORS = {
@@ -53,24 +50,19 @@ def residual(selection: Selection) -> tuple[float, int]:
     return residual_sd([selection.values(name) for name in selection.study.cells])
 
 
-def powers(selection: Selection, found: dict[str, PairedDifference], sd: float) -> list[Power]:
-    """Return what one comparison of each form can tell: numbers of cells, and of seeds."""
+def comparison_forms(
+    selection: Selection, found: dict[str, PairedDifference], sd: float
+) -> list[tuple[str, float, int]]:
+    """Return name, SD and number of seeds of each form of comparisons.
+
+    Comparisons of the same numbers of cells and of seeds are of one form.
+    """
     forms: dict[tuple[float, int], list[Comparison]] = {}
     for comparison in selection.study.comparisons:
         if comparison.name in found and found[comparison.name].count > 1 and sd > 0:
             spread = sd * contrast_factor(comparison.of, comparison.to)
             forms.setdefault((spread, found[comparison.name].count), []).append(comparison)
-    target = selection.study.target / 100
-    return [
-        Power(
-            name=_form(alike),
-            pairs=pairs,
-            smallest=smallest_difference(spread, pairs),
-            needed=pairs_needed(spread, target),
-        )
-        for (spread, pairs), alike in forms.items()
-        if spread > 0
-    ]
+    return [(_form(alike), spread, pairs) for (spread, pairs), alike in forms.items() if spread > 0]
 
 
 def _form(alike: Sequence[Comparison]) -> str:

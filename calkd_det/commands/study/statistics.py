@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ class PairedDifference:
     Attributes:
         differences: by seed, in the seeds' order.
         mean: their mean.
-        sd: their standard deviation (n - 1); NaN with fewer than two.
         interval: 95 % t interval of the mean over seeds; None with fewer than two.
         improved: how many are above zero.
         p_value: of the two-sided paired t test; NaN with fewer than two.
@@ -32,7 +32,6 @@ class PairedDifference:
 
     differences: dict[int, float]
     mean: float
-    sd: float
     interval: Interval | None
     improved: int
     p_value: float
@@ -58,14 +57,12 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> PairedD
         return None
     values = np.array(list(differences.values()))
     mean, interval = mean_interval(values)
-    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return PairedDifference(
         differences=differences,
         mean=mean,
-        sd=sd,
         interval=interval,
         improved=int((values > 0).sum()),
-        p_value=_p_value(mean, sd, len(values)),
+        p_value=_p_value(values),
     )
 
 
@@ -175,14 +172,12 @@ def _smallest_in_sds(count: int, power: float) -> float:
 
 def pairs_needed(sd: float, difference: float, power: float = POWER, most: int = 10_000) -> int:
     """Return the number of pairs that tell ``difference`` from zero; at most ``most``."""
-    low, high = 1, 2
-    while high < most and smallest_difference(sd, high, power) > difference:
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = smallest_difference(sd, middle, power) <= difference
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+    counts = range(2, most)
+
+    def is_enough(count: int) -> bool:
+        return smallest_difference(sd, count, power) <= difference
+
+    return 2 + bisect.bisect_left(counts, True, key=is_enough)
 
 
 @dataclass(frozen=True)
@@ -259,9 +254,10 @@ def _percentiles(values: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def _p_value(mean: float, sd: float, count: int) -> float:
-    if count < 2:
+def _p_value(values: np.ndarray) -> float:
+    if len(values) < 2:
         return math.nan
+    mean, sd = values.mean(), values.std(ddof=1)
     if sd == 0:
         return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / sd * math.sqrt(count), count - 1))
+    return float(2 * stats.t.sf(abs(mean) / sd * math.sqrt(len(values)), len(values) - 1))

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from calkd_det.commands.study.statistics import (
     Explained,
     Interval,
     PairedDifference,
     difference_of_explained,
+    pairs_needed,
+    smallest_difference,
 )
-
-
-@dataclass(frozen=True)
-class Power:
-    """What comparisons of one form can tell.
-
-    Attributes:
-        name: of them, for a sentence.
-        pairs: seeds of each.
-        smallest: true difference told from zero with power 0.8, mAP in [0, 1].
-        needed: seeds that the target would take.
-    """
-
-    name: str
-    pairs: int
-    smallest: float
-    needed: int
 
 
 def excludes_zero(interval: Interval | None) -> bool:
@@ -124,19 +108,22 @@ def chance_sentence(count: int, excluding: int) -> str:
     )
 
 
-def power_sentence(sd: float, degrees: int, target: float, forms: Sequence[Power]) -> str:
+def power_sentence(
+    sd: float, degrees: int, target: float, forms: Sequence[tuple[str, float, int]]
+) -> str:
     """Say what the seeds can tell.
 
     Args:
         sd: What neither cell nor seed explains, mAP in [0, 1].
         degrees: Degrees of freedom of it.
         target: In points.
-        forms: One comparison of each form.
+        forms: Of each form of comparisons a name, the standard deviation of a paired difference,
+            mAP in [0, 1], and the number of seeds.
     """
     told = '; '.join(
-        f'{100 * form.smallest:.2f} points for {form.name} with {form.pairs} seeds '
-        f'({target:g} points would take {form.needed})'
-        for form in forms
+        f'{100 * smallest_difference(spread, pairs):.2f} points for {name} with {pairs} seeds '
+        f'({target:g} points would take {pairs_needed(spread, target / 100)})'
+        for name, spread, pairs in forms
     )
     return (
         f'What neither cell nor seed explains of a run spreads by {100 * sd:.2f} points (SD, '

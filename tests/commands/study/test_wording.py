@@ -18,7 +18,7 @@ from calkd_det.commands.study.wording import (
 
 
 def difference(mean: float, low: float, high: float) -> PairedDifference:
-    return PairedDifference(dict.fromkeys(range(5), mean), mean, 0.01, (low, high), 4, 0.5)
+    return PairedDifference(dict.fromkeys(range(5), mean), mean, (low, high), 4, 0.5)
 
 
 def explained(r_squared: float, slope: float, low: float, high: float, seed: int) -> Explained:

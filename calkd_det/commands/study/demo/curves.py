@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from calkd_det.commands.study.demo.files import Scalars
@@ -26,7 +25,6 @@ def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
         A figure; ``figure.savefig(path)`` writes it.
     """
     figure = Figure(figsize=(10, 6.6), dpi=150, layout='constrained')
-    FigureCanvasAgg(figure)
     own, classification, distillation, diagnostics = figure.subplots(2, 2, sharex=True).flat
     for (title, scalars), colour in zip(runs.items(), COLOURS):
         steps = list(scalars)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Patch, Rectangle
@@ -71,7 +70,6 @@ def plot_grid(
     chosen = choose_images(list(truth.files))
     size = (3.1 * (1 + len(detections)), 3.1 * len(chosen) + 0.7)
     figure = Figure(figsize=size, dpi=130, layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(chosen), 1 + len(detections), squeeze=False)
     for row, image_id in zip(axes, chosen):
         image = imread(image_dir / truth.files[image_id])
