@@ -74,6 +74,5 @@ def run(args: Namespace) -> int:
     )
     if not args.report_only:
         run_studies([study], None)
-    report = write_demo_report(study)
-    print(f'\n{report.summary}\n\nreport: {report.path}')
+    print(f'\n{write_demo_report(study)}\n\nreport: {study.page}')
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ CAUTION = (
     'One seed proves nothing: with another one every figure comes out differently, by how much is '
     'not measured here. This demo shows that everything runs, not that one method wins.'
 )
-
-
-@dataclass(frozen=True)
-class Report:
-    """A written report: its path, and table and sentences for the terminal."""
-
-    path: Path
-    summary: str
 
 
 def demo_study(work_dir: Path, data: Path, epochs: int, num_images: Mapping[str, int]) -> Study:
@@ -83,8 +74,11 @@ def demo_study(work_dir: Path, data: Path, epochs: int, num_images: Mapping[str,
     )
 
 
-def write_demo_report(study: Study) -> Report:
+def write_demo_report(study: Study) -> str:
     """Write the report of a finished demo, and its pictures beside it.
+
+    Returns:
+        Table and sentences for the terminal.
 
     Raises:
         ConfigError: A run has not ended yet, or the data set is gone.
@@ -100,10 +94,8 @@ def write_demo_report(study: Study) -> Report:
     plot_curves(students).savefig(study.work_dir / 'curves.png')
     study.page.write_text(_empty_page(study, sentence), 'utf-8')
     write_reports([study])
-    teacher = (
-        f'The teacher has an mAP of {percent(selection.teachers["teacher"]["metrics"]["mAP"])}.'
-    )
-    return Report(study.page, f'{cell_table(selection)}\n\n{teacher} {sentence}\n{CAUTION}')
+    teacher = percent(selection.teachers['teacher']['metrics']['mAP'])
+    return f'{cell_table(selection)}\n\nThe teacher has an mAP of {teacher}. {sentence}\n{CAUTION}'
 
 
 def _draw_detections(study: Study, runs: Mapping[str, Run]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from mmdet.apis import inference_detector, init_detector
+from mmengine.structures import InstanceData
 
 from calkd_det.errors import ConfigError
 
@@ -18,27 +19,16 @@ Scalars = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """The boxes of one image, in pixels of the original image.
-
-    Attributes:
-        xyxy: shape (N, 4).
-        labels: shape (N,), indices into the class names.
-        scores: shape (N,); None for ground truth.
-    """
-
-    xyxy: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
 class GroundTruth:
-    """A COCO annotation file: class names, and by image id the file's name and its boxes."""
+    """A COCO annotation file: class names, and by image id the file's name and its boxes.
+
+    Boxes are arrays in mmengine's ``InstanceData``: ``bboxes``, shape (N, 4), in pixels of the
+    original image, and ``labels``, shape (N,), indices into the class names.
+    """
 
     classes: tuple[str, ...]
     files: dict[int, str]
-    boxes: dict[int, Boxes]
+    boxes: dict[int, InstanceData]
 
 
 def read_scalars(folder: Path) -> Scalars:
@@ -75,14 +65,22 @@ def read_ground_truth(annotation_file: Path) -> GroundTruth:
     entries: dict[int, list[dict]] = {image['id']: [] for image in coco['images']}
     for entry in coco['annotations']:
         entries[entry['image_id']].append(entry)
+
+    def boxes_of(found: Sequence[dict]) -> InstanceData:
+        xywh = np.array([entry['bbox'] for entry in found], dtype=float).reshape(-1, 4)
+        return InstanceData(
+            bboxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            labels=np.array([label[entry['category_id']] for entry in found], dtype=int),
+        )
+
     return GroundTruth(
         classes=tuple(category['name'] for category in coco['categories']),
         files={image['id']: image['file_name'] for image in coco['images']},
-        boxes={key: _boxes_of(value, label) for key, value in entries.items()},
+        boxes={key: boxes_of(found) for key, found in entries.items()},
     )
 
 
-def detect(config: str | Path, checkpoint: str, images: dict[int, Path]) -> dict[int, Boxes]:
+def detect(config: str | Path, checkpoint: str, images: dict[int, Path]) -> dict[int, InstanceData]:
     """Run a detector on images.
 
     Args:
@@ -91,30 +89,20 @@ def detect(config: str | Path, checkpoint: str, images: dict[int, Path]) -> dict
         images: Image files by image id.
 
     Returns:
-        Its detections by image id.
+        Its detections by image id: boxes as in :class:`GroundTruth`, with ``scores``, shape (N,).
     """
     with redirect_stdout(io.StringIO()):  # mmengine prints the path
         detector = init_detector(str(config), checkpoint, device='cpu')
-    found = {}
-    for image_id, path in images.items():
-        boxes = inference_detector(detector, str(path)).pred_instances.cpu().numpy()
-        found[image_id] = Boxes(boxes.bboxes, boxes.labels, boxes.scores)
-    return found
+    return {
+        image_id: inference_detector(detector, str(path)).pred_instances.cpu().numpy()
+        for image_id, path in images.items()
+    }
 
 
-def same_boxes(one: Iterable[Boxes], other: Iterable[Boxes]) -> bool:
-    """Whether two detectors found exactly the same boxes, labels and scores."""
+def same_boxes(one: Iterable[InstanceData], other: Iterable[InstanceData]) -> bool:
+    """Tell whether two detectors found exactly the same boxes, labels and scores."""
     return all(
-        np.array_equal(a.xyxy, b.xyxy)
-        and np.array_equal(a.labels, b.labels)
-        and np.array_equal(a.scores, b.scores)
+        np.array_equal(a.get(key), b.get(key))
         for a, b in zip(one, other)
-    )
-
-
-def _boxes_of(entries: Sequence[dict], label: dict[int, int]) -> Boxes:
-    xywh = np.array([entry['bbox'] for entry in entries], dtype=float).reshape(-1, 4)
-    return Boxes(
-        xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        labels=np.array([label[entry['category_id']] for entry in entries], dtype=int),
+        for key in ('bboxes', 'labels', 'scores')
     )

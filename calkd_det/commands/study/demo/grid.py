@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Patch, Rectangle
 from mmdet.evaluation.functional import bbox_overlaps
+from mmengine.structures import InstanceData
 
-from calkd_det.commands.study.demo.files import Boxes, GroundTruth
+from calkd_det.commands.study.demo.files import GroundTruth
 
 ROWS = 5
 SCORE_THRESHOLD = 0.3
@@ -27,14 +28,13 @@ def choose_images(image_ids: Sequence[int], count: int = ROWS) -> list[int]:
     return [ids[index * len(ids) // count] for index in range(count)]
 
 
-def above_threshold(boxes: Boxes, threshold: float = SCORE_THRESHOLD) -> Boxes:
+def above_threshold(boxes: InstanceData, threshold: float = SCORE_THRESHOLD) -> InstanceData:
     """Return the detections with at least that score, the best first."""
     order = np.argsort(-boxes.scores, kind='stable')
-    order = order[boxes.scores[order] >= threshold]
-    return Boxes(boxes.xyxy[order], boxes.labels[order], boxes.scores[order])
+    return boxes[order[boxes.scores[order] >= threshold]]
 
 
-def is_right(detections: Boxes, truth: Boxes) -> np.ndarray:
+def is_right(detections: InstanceData, truth: InstanceData) -> np.ndarray:
     """Tell for each detection, the best first, whether it finds an object not yet found.
 
     Returns:
@@ -44,7 +44,7 @@ def is_right(detections: Boxes, truth: Boxes) -> np.ndarray:
     right = np.zeros(len(detections.labels), dtype=bool)
     if not len(truth.labels):
         return right
-    overlaps = bbox_overlaps(detections.xyxy, truth.xyxy)
+    overlaps = bbox_overlaps(detections.bboxes, truth.bboxes)
     free = np.ones(len(truth.labels), dtype=bool)
     for index, label in enumerate(detections.labels):
         candidates = np.where(free & (truth.labels == label), overlaps[index], 0)
@@ -55,7 +55,7 @@ def is_right(detections: Boxes, truth: Boxes) -> np.ndarray:
 
 
 def plot_grid(
-    truth: GroundTruth, image_dir: Path, detections: Mapping[str, Mapping[int, Boxes]]
+    truth: GroundTruth, image_dir: Path, detections: Mapping[str, Mapping[int, InstanceData]]
 ) -> Figure:
     """Draw a row an image and a column a detector, after a column of ground truth.
 
@@ -97,16 +97,16 @@ def plot_grid(
 
 
 def _draw(
-    ax: Axes, image: np.ndarray, boxes: Boxes, classes: Sequence[str], colours: Sequence[str]
+    ax: Axes, image: np.ndarray, boxes: InstanceData, classes: Sequence[str], colours: Sequence[str]
 ) -> None:
     height, width = image.shape[:2]
     # Boxes count from the pixels' corners, imshow from their centres.
     ax.imshow(image, interpolation='bicubic', extent=(0, width, height, 0))
     ax.set_xticks([])
     ax.set_yticks([])
-    scores = [None] * len(boxes.labels) if boxes.scores is None else boxes.scores
+    scores = boxes.get('scores', [None] * len(boxes.labels))
     for (left, top, right, bottom), label, score, colour in zip(
-        boxes.xyxy, boxes.labels, scores, colours
+        boxes.bboxes, boxes.labels, scores, colours
     ):
         ax.add_patch(
             Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=1.6)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.structures import InstanceData
 
 from calkd_det.commands.study.demo.curves import plot_curves
 from calkd_det.commands.study.demo.demo import demo_study
-from calkd_det.commands.study.demo.files import Boxes, read_scalars, same_boxes
+from calkd_det.commands.study.demo.files import read_scalars, same_boxes
 from calkd_det.commands.study.demo.grid import above_threshold, choose_images, is_right
 from calkd_det.commands.study.runs import expand
 from calkd_det.errors import ConfigError
 
 NUM_IMAGES = {'train': 640, 'calibration': 200, 'val': 300}
+
+
+def boxes(bboxes: np.ndarray, labels: np.ndarray, **others: np.ndarray) -> InstanceData:
+    return InstanceData(bboxes=bboxes, labels=labels, **others)
 
 
 def write_log(folder: Path, start: str, steps: dict[int, float], distilled: bool) -> None:
@@ -71,31 +75,33 @@ def test_images_are_chosen_by_their_ids_alone() -> None:
 
 
 def test_each_object_is_found_once_and_by_its_class() -> None:
-    truth = Boxes(np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]]), np.array([1, 2]))
-    detections = Boxes(
+    truth = boxes(np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]]), np.array([1, 2]))
+    detections = boxes(
         np.array(
             [[0.0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [26, 0, 36, 10], [20, 0, 30, 9]]
         ),
         np.array([1, 1, 1, 2, 2]),
-        np.array([0.7, 0.9, 0.8, 0.6, 0.3]),
+        scores=np.array([0.7, 0.9, 0.8, 0.6, 0.3]),
     )
     shown = above_threshold(detections)
     assert shown.scores.tolist() == [0.9, 0.8, 0.7, 0.6, 0.3]
     assert is_right(shown, truth).tolist() == [True, False, False, False, True]
-    none = Boxes(np.zeros((0, 4)), np.zeros(0, int))
+    none = boxes(np.zeros((0, 4)), np.zeros(0, int))
     assert is_right(shown, none).tolist() == [False] * 5
-    assert is_right(above_threshold(replace(detections, scores=np.zeros(5))), truth).size == 0
+    detections.scores = np.zeros(5)
+    assert is_right(above_threshold(detections), truth).size == 0
 
 
 def test_a_difference_in_one_score_is_seen() -> None:
-    one = Boxes(np.array([[0.0, 0, 10, 10]]), np.array([1]), np.array([0.5]))
-    assert same_boxes([one], [replace(one)])
-    for other in (
-        replace(one, scores=np.array([0.51])),
-        replace(one, labels=np.array([2])),
-        replace(one, xyxy=one.xyxy + 1),
+    values = dict(bboxes=np.array([[0.0, 0, 10, 10]]), labels=np.array([1]), scores=np.array([0.5]))
+    one = boxes(**values)
+    assert same_boxes([one], [boxes(**values)])
+    for changes in (
+        dict(scores=np.array([0.51])),
+        dict(labels=np.array([2])),
+        dict(bboxes=one.bboxes + 1),
     ):
-        assert not same_boxes([one], [other])
+        assert not same_boxes([one], [boxes(**{**values, **changes})])
 
 
 def test_the_default_demo_trains_as_the_mini_configs_say() -> None:
