@@ -31,7 +31,8 @@ from calkd_det.commands.doctor.student import (
     student_classes,
 )
 from calkd_det.commands.doctor.teacher import check_teacher
-from calkd_det.commands.doctor.versions import check_device, check_versions, installed_versions
+from calkd_det.commands.doctor.versions import check_device, check_versions
+from calkd_det.stack import installed_versions
 from calkd_det.taps import find_tap
 from calkd_det.teachers.whole_teacher import build_whole_teacher
 

@@ -8,10 +8,16 @@ import torch
 from mmcv.ops import get_compiling_cuda_version
 
 from calkd_det.commands.doctor.finding import Finding
-from calkd_det.commands.doctor.tested_versions import TESTED_VERSIONS
-from calkd_det.stack import installed_versions
 
-__all__ = ['check_device', 'check_versions', 'installed_versions']
+# Tested together: those of make env, which a test compares.
+TESTED_VERSIONS = {
+    'python': '3.11',
+    'torch': '2.13.0',
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmdet': '3.3.0',
+    'numpy': '2.4.6',
+}
 
 
 def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:

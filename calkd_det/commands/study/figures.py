@@ -16,13 +16,13 @@ from calkd_det.commands.study.statistics import Explained, PairedDifference, mea
 from calkd_det.commands.study.wording import excludes_zero
 
 COLOURS = ('#2f6f9f', '#c8553d', '#4b8b3b', '#7a5ba6', '#b8860b', '#444444')
+PAPER_RANGE = 1.5, 3.0  # the T that the published method is reported to work with
 SHOWN, NOT_SHOWN, INK, GREY = '#c8553d', '#8a8a8a', '#222222', '#8a8a8a'
 
 
 def plot_temperatures(
     series: Mapping[str, Mapping[float, Mapping[int, float]]],
     differences: Mapping[str, Mapping[float, PairedDifference]],
-    paper_range: tuple[float, float],
     alone: Mapping[int, float],
     fitted: Mapping[str, float],
 ) -> Figure:
@@ -31,7 +31,6 @@ def plot_temperatures(
     Args:
         series: By the teacher's name, by T, by seed: mAP in [0, 1].
         differences: By the teacher's name and T, from the same teacher's T = 1.
-        paper_range: Where the published method is reported to work; shaded.
         alone: Of the student alone, by seed; may be empty.
         fitted: The fitted T of each teacher.
 
@@ -43,7 +42,7 @@ def plot_temperatures(
     ticks = sorted({t for values in series.values() for t in values})
     for (name, values), (upper, lower), colour in zip(series.items(), panels.T, COLOURS):
         for ax in (upper, lower):
-            ax.axvspan(*paper_range, color='#f3e9c9', lw=0, zorder=0)
+            ax.axvspan(*PAPER_RANGE, color='#f3e9c9', lw=0, zorder=0)
             if name in fitted:
                 ax.axvline(fitted[name], color=GREY, lw=1, ls=':', zorder=1)
         xs = sorted(values)
@@ -70,7 +69,7 @@ def plot_temperatures(
     panels[1][0].set_ylabel('points above T = 1,\nsame seed, 95 % interval')
     panels[0][0].legend(fontsize=8, edgecolor='none')
     note = (
-        f'shaded: the published range, T = {paper_range[0]:g} to {paper_range[1]:g}; dotted: '
+        f'shaded: the published range, T = {PAPER_RANGE[0]:g} to {PAPER_RANGE[1]:g}; dotted: '
         'fitted T; small dots: single seeds; red below: the interval leaves zero out'
     )
     figure.supxlabel(note, fontsize=8.5, color=GREY)

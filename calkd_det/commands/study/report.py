@@ -195,7 +195,7 @@ def draw(selection: Selection) -> dict[str, Figure]:
         alone = next(
             (selection.values(c.name) for c in study.cells.values() if c.teacher is None), {}
         )
-        figures['temperature'] = plot_temperatures(series, shifts, study.paper_range, alone, fitted)
+        figures['temperature'] = plot_temperatures(series, shifts, alone, fitted)
     if 'across' in study.figures:
         predictors, students = across(selection)
         if students:

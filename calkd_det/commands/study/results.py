@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calkd_det.commands.study.rows import Row
 from calkd_det.commands.study.selection import Selection
 from calkd_det.commands.study.settings import FITTED, Comparison
 from calkd_det.commands.study.statistics import (
@@ -19,12 +18,12 @@ from calkd_det.commands.study.statistics import (
 
 # What a teacher's row gives to predict its students by; the first one is the paper's.
 PREDICTORS = {
-    'ECE': ('at', 'ece'),
-    'ECE_o': ('at', 'ece_over'),
-    'ECE_u': ('at', 'ece_under'),
-    'ACE': ('at', 'ace'),
-    'mAP': ('metrics', 'mAP'),
-    'RoI accuracy': ('at', 'mean_accuracy'),
+    'ECE': 'ece',
+    'ECE_o': 'ece_over',
+    'ECE_u': 'ece_under',
+    'ACE': 'ace',
+    'mAP': 'mAP',
+    'RoI accuracy': 'mean_accuracy',
 }
 
 
@@ -81,20 +80,15 @@ def across(
             values = selection.values(cell.name)
             if values:
                 students[cell.teacher] = values
+    known = {
+        name: {**row['metrics'], **row['calibration']['held_out']['at']['1']}
+        for name, row in selection.teachers.items()
+    }
     predictors = {
-        name: {
-            teacher: 100 * _predictor(selection.teachers[teacher], where, key)
-            for teacher in students
-        }
-        for name, (where, key) in PREDICTORS.items()
+        name: {teacher: 100 * known[teacher][key] for teacher in students}
+        for name, key in PREDICTORS.items()
     }
     return predictors, students
-
-
-def _predictor(row: Row, where: str, key: str) -> float:
-    if where == 'metrics':
-        return row['metrics'][key]
-    return row['calibration']['held_out']['at']['1'][key]
 
 
 def temperature_series(selection: Selection) -> dict[str, dict[float, dict[int, float]]]:

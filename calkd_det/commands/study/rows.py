@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,9 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
     """
     line = json.dumps({'schema': SCHEMA_VERSION, **row}, allow_nan=False, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path) as file:
+    with path.open('a+b') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
         content = file.read()
         end = _whole_lines(content)
         if any(known['hash'] == row['hash'] for known in _parse(path, content[:end])):
@@ -91,11 +92,3 @@ def _parse(path: Path, content: bytes) -> list[Row]:
             )
         rows.append(row)
     return rows
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[Any]:
-    with path.open('a+b') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file

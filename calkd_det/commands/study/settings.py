@@ -109,7 +109,6 @@ class Study:
         comparisons: what is reported, in order.
         figures: of :data:`FIGURES`.
         reliability: the teachers whose diagrams are drawn, at most two.
-        paper_range: the T that the figure shades.
         target: the difference in points that should be told from zero.
         deterministic: of mmengine's ``randomness``.
         resume: go on with an interrupted training from its last checkpoint; else start it over.
@@ -132,7 +131,6 @@ class Study:
     comparisons: tuple[Comparison, ...]
     figures: tuple[str, ...]
     reliability: tuple[str, ...]
-    paper_range: tuple[float, float]
     target: float
     deterministic: bool
     resume: bool
@@ -193,9 +191,6 @@ def parse_study(content: Mapping[str, Any]) -> Study:
             raise ConfigError(
                 f'study.reliability names no teacher: {did_you_mean(str(teacher), teachers)}'
             )
-    low, high = (
-        check_number(value, 'study.paper_range') for value in content.get('paper_range', (1.5, 3.0))
-    )
     limit = content.get('measured_images')
     work_dir = Path(content.get('work_dir', 'work_dirs/study'))
     return Study(
@@ -209,7 +204,6 @@ def parse_study(content: Mapping[str, Any]) -> Study:
         comparisons=tuple(_each(content, 'comparisons', _comparison, cells)),
         figures=figures,
         reliability=reliability,
-        paper_range=(low, high),
         target=check_number(content.get('target', 0.5), 'study.target'),
         deterministic=_flag(content, 'deterministic', True),
         resume=_flag(content, 'resume', False),

@@ -21,8 +21,7 @@ from calkd_det import config_path
 from calkd_det.commands.doctor.finding import Finding, verdict
 from calkd_det.commands.doctor.quality import check_map, evaluate_boxes, read_validation_images
 from calkd_det.commands.doctor.teacher import check_classes, check_inputs
-from calkd_det.commands.doctor.tested_versions import TESTED_VERSIONS
-from calkd_det.commands.doctor.versions import check_versions
+from calkd_det.commands.doctor.versions import TESTED_VERSIONS, check_versions
 from calkd_det.detectors.judgement import Judgement
 from calkd_det.measurement.held_out import HeldOutData, sha256_of
 from calkd_det.teachers.class_map import match_classes
