@@ -70,12 +70,9 @@ class Subject:
     @cached_property
     def batch(self) -> dict[str, list]:
         """Make images of noise with random boxes, as a data loader gives them."""
-        return noise_batch(self.size, self.batch_size, self._num_classes)
-
-    @cached_property
-    def _num_classes(self) -> int:
         student = self.student()
-        return find_tap(student, 'model').num_classes(student)
+        num_classes = find_tap(student, 'model').num_classes(student)
+        return noise_batch(self.size, self.batch_size, num_classes)
 
     def _teacher_config(self, **options: Any) -> dict[str, Any]:
         checkpoint = str(self.teacher_checkpoint)

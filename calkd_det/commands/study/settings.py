@@ -100,9 +100,6 @@ class Study:
 
     Attributes:
         name: of its blocks on the page and of its figures.
-        title: for a reader.
-        data: see :class:`Data`.
-        prepare: see :class:`Preparation`.
         student: the CalKD config of the student; its teacher and loss are set by the cells.
         teachers: by name.
         cells: by name.

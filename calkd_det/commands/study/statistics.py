@@ -151,33 +151,29 @@ def power_of(difference: float, sd: float, count: int) -> float:
     return float((high - low) / 2 * (_WEIGHTS * stats.chi.pdf(chi, degrees) * rejected).sum())
 
 
-def smallest_difference(sd: float, count: int, power: float = POWER) -> float:
-    """Return the smallest true difference that ``count`` pairs tell from zero with that power.
+def smallest_difference(sd: float, count: int) -> float:
+    """Return the smallest true difference that ``count`` pairs tell from zero with power 0.8.
 
     Args:
         sd: The standard deviation of differences, > 0; the result is in its unit.
         count: Number of pairs, >= 2.
-        power: In (0.05, 1).
     """
-    return sd * _smallest_in_sds(count, power)
+    return sd * _smallest_in_sds(count)
 
 
 @cache
-def _smallest_in_sds(count: int, power: float) -> float:
+def _smallest_in_sds(count: int) -> float:
     high = 1.0
-    while power_of(high, 1.0, count) < power:
+    while power_of(high, 1.0, count) < POWER:
         high *= 2
-    return optimize.brentq(lambda d: power_of(d, 1.0, count) - power, 0.0, high, xtol=1e-5)
+    return optimize.brentq(lambda d: power_of(d, 1.0, count) - POWER, 0.0, high, xtol=1e-5)
 
 
-def pairs_needed(sd: float, difference: float, power: float = POWER, most: int = 10_000) -> int:
+def pairs_needed(sd: float, difference: float, most: int = 10_000) -> int:
     """Return the number of pairs that tell ``difference`` from zero; at most ``most``."""
-    counts = range(2, most)
-
-    def is_enough(count: int) -> bool:
-        return smallest_difference(sd, count, power) <= difference
-
-    return 2 + bisect.bisect_left(counts, True, key=is_enough)
+    return 2 + bisect.bisect_left(
+        range(2, most), True, key=lambda count: smallest_difference(sd, count) <= difference
+    )
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _draw_detections(study: Study, runs: Mapping[str, Run]) -> str:
     """Draw detections, and tell whether CalKD's are those of the plain student's config."""
     root = study.data.held_out_images.parent
     truth = read_ground_truth(root / 'annotations' / 'val.json')
-    images = {key: root / 'val' / truth.files[key] for key in choose_images(list(truth.files))}
+    images = {key: root / 'val' / truth.files[key] for key in choose_images(truth.files)}
     detections = {}
     for name in ('teacher', 'student alone', 'CalKD'):
         checkpoint = checkpoint_of(runs[name])

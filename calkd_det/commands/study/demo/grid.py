@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,17 @@ IOU_THRESHOLD = 0.5
 RIGHT, WRONG, TRUTH = '#1a9850', '#d73027', '#f5c518'
 
 
-def choose_images(image_ids: Sequence[int], count: int = ROWS) -> list[int]:
+def choose_images(image_ids: Iterable[int]) -> list[int]:
     """Return evenly spaced ids, the first included: a rule that looks at no picture."""
     ids = sorted(image_ids)
-    count = min(count, len(ids))
+    count = min(ROWS, len(ids))
     return [ids[index * len(ids) // count] for index in range(count)]
 
 
-def above_threshold(boxes: InstanceData, threshold: float = SCORE_THRESHOLD) -> InstanceData:
-    """Return the detections with at least that score, the best first."""
+def above_threshold(boxes: InstanceData) -> InstanceData:
+    """Return the detections with a score that is shown, the best first."""
     order = np.argsort(-boxes.scores, kind='stable')
-    return boxes[order[boxes.scores[order] >= threshold]]
+    return boxes[order[boxes.scores[order] >= SCORE_THRESHOLD]]
 
 
 def is_right(detections: InstanceData, truth: InstanceData) -> np.ndarray:
@@ -67,7 +67,7 @@ def plot_grid(
     Returns:
         A figure; ``figure.savefig(path)`` writes it.
     """
-    chosen = choose_images(list(truth.files))
+    chosen = choose_images(truth.files)
     size = (3.1 * (1 + len(detections)), 3.1 * len(chosen) + 0.7)
     figure = Figure(figsize=size, dpi=130, layout='constrained')
     axes = figure.subplots(len(chosen), 1 + len(detections), squeeze=False)
