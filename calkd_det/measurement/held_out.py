@@ -158,18 +158,15 @@ def annotation_file(cfg: Config, split: str) -> tuple[Path, Path]:
     Raises:
         ConfigError: The config names no annotation file for the split.
     """
-    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-    for leaf in leaf_datasets(dataset):
+    for leaf in leaf_datasets(_loader_dataset(cfg, f'{split}_dataloader')):
         if leaf.get('ann_file'):
-            root = Path(leaf.get('data_root') or '')
-            prefix = (leaf.get('data_prefix') or {}).get('img') or ''
-            return root / leaf['ann_file'], root / prefix
+            return _annotation_path(leaf), _image_folder(leaf)
     raise ConfigError(f'{split}_dataloader of the config names no annotation file')
 
 
 def train_subset(cfg: Config) -> int | None:
     """Return the number of first images that a config trains on by ``indices``; None for all."""
-    for leaf in leaf_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+    for leaf in leaf_datasets(_loader_dataset(cfg, 'train_dataloader')):
         indices = leaf.get('indices')
         return indices if isinstance(indices, int) and indices > 0 else None
     return None
@@ -203,7 +200,7 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
     ):
         for leaf in leaf_datasets(_loader_dataset(cfg, loader)):
             path = _annotation_path(leaf)
-            if path is None or path.resolve() in compared_paths:
+            if not path.is_file() or path.resolve() in compared_paths:
                 continue
             compared_paths.add(path.resolve())
             overlap = _describe_overlap(own, data, path, leaf)
@@ -256,11 +253,8 @@ def _image_files(content: Mapping, folder: Path) -> dict[str, Path]:
     return {image['file_name']: root / image['file_name'] for image in content['images']}
 
 
-def _annotation_path(leaf: Mapping) -> Path | None:
-    if not leaf.get('ann_file'):
-        return None
-    path = Path(leaf.get('data_root') or '', leaf['ann_file'])
-    return path if path.is_file() else None
+def _annotation_path(leaf: Mapping) -> Path:
+    return Path(leaf.get('data_root') or '', leaf.get('ann_file') or '')
 
 
 def _image_folder(leaf: Mapping) -> Path:
