@@ -93,8 +93,11 @@ class Case:
         return f'CalKD{self.student.type}'
 
     @torch.no_grad()
-    def sharpen(self, detector: nn.Module, seed: int) -> None:
-        """Gives class logits a spread over the batch: mmdet's initial ones are alike."""
+    def sharpen(self, detector: nn.Module, seed: int, in_training: bool = False) -> None:
+        """Give class logits a spread over the batch: mmdet's initial ones are alike.
+
+        ``in_training`` gives it to the logits of training mode, which differ by BatchNorm.
+        """
         generator = torch.Generator().manual_seed(seed)
         layers = self.head.classifiers(detector)
         seen: list[list[Tensor]] = [[] for _ in layers]
@@ -107,7 +110,8 @@ class Case:
             )
         training = detector.training
         data = detector.data_preprocessor(self.batch(), True)
-        plain_class(detector).loss(detector.eval(), data['inputs'], data['data_samples'])
+        detector.train(in_training)
+        plain_class(detector).loss(detector, data['inputs'], data['data_samples'])
         detector.train(training)
         for handle, layer, outputs in zip(handles, layers, seen):
             handle.remove()

@@ -15,6 +15,8 @@ from mmengine.config import ConfigDict
 from small_runs import RandomImages, log_of, run, run_until_killed
 from torch import nn
 
+from calkd_det.commands.export import export_student
+
 Teacher = tuple[nn.Module, Path]
 
 
@@ -119,8 +121,7 @@ def test_nested_dicts_and_arrays_of_the_data_set_stop_neither_resuming_nor_the_e
     cfg = helpers.distilled_config(teacher_config, teacher[1])
     run(cfg, tmp_path, epochs=1)
     assert run(cfg, tmp_path, epochs=2, resume=True).epoch == 2
-    export = helpers.load_tool('export_student').export_student
-    export(tmp_path / 'epoch_2.pth', tmp_path / 'student.pth')
+    export_student(tmp_path / 'epoch_2.pth', tmp_path / 'student.pth')
     exported = torch.load(tmp_path / 'student.pth', weights_only=True)
     assert exported['meta']['dataset_meta']['ids'] == [0, 1, 2]
     assert exported['meta']['dataset_meta']['groups'] == dict(animals=dict(cat=('tabby',)))
