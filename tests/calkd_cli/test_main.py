@@ -199,7 +199,6 @@ def test_wrong_arguments_are_2(words: list[str], capsys: pytest.CaptureFixture) 
         (['benchmark', 'STUDENT'], 'needs a config that distils'),
         (['benchmark', 'CALKD', '--ways', 'CalKD, bfloat'], "did you mean 'CalKD, bfloat16'?"),
         (['benchmark', 'CALKD', '--page', 'none.md'], 'none.md'),
-        (['benchmark', 'CALKD', '--teacher-checkpoint', 'none.pth'], "no file 'none.pth'"),
     ],
 )
 def test_what_goes_wrong_is_a_sentence_and_1(
