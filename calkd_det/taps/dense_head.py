@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -159,7 +158,6 @@ class DenseHeadTap(Tap):
         for name, _ in list(head.named_children()):
             if name not in (branch.convs, branch.classifier):
                 delattr(head, name)
-        _unshare(getattr(head, branch.convs))
 
     def classify(
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
@@ -324,17 +322,3 @@ def _crop(maps: Tensor, size: Sequence[int]) -> Tensor:
             'neck must round sizes alike'
         )
     return maps[..., :height, :width]
-
-
-def _unshare(convs: nn.Module) -> None:
-    """Give each user of a shared convolution its own copy, to fold BatchNorm into it.
-
-    RTMDet's levels share convolutions, but not the BatchNorm after them.
-    """
-    used: set[nn.Module] = set()
-    for module in convs.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d):
-                if child in used:
-                    setattr(module, name, copy.deepcopy(child))
-                used.add(child)
