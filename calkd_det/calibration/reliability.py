@@ -18,7 +18,7 @@ from calkd_det.calibration.validation import (
     check_total_weight,
     check_weights,
 )
-from calkd_det.taps.samples import Activation
+from calkd_det.knowledge import Activation
 
 _NUM_SUMS = 5  # count, weight, squared weight, weighted confidence, weighted hits
 

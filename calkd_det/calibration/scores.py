@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calkd_det.calibration.validation import check_matrix, check_probabilities, check_targets
-from calkd_det.taps.samples import Activation
+from calkd_det.knowledge import Activation
 
 CHUNK_ROWS = 4096  # a few MB stay in the cache; four times as many rows are twice as slow
 

@@ -25,7 +25,7 @@ from calkd_det.calibration.validation import (
     check_matrix,
     check_weights,
 )
-from calkd_det.taps.samples import Activation
+from calkd_det.knowledge import Activation
 
 DEFAULT_BOUNDS = (0.05, 20.0)
 

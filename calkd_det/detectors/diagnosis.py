@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calkd_det.taps import Activation, ClassifierSamples
+from calkd_det.taps import Activation, HeadSamples
 
 # mmdet's usual score_thr, below which a sigmoid detector reports no box.
 NO_OBJECT_SCORE = 0.05
@@ -34,13 +34,13 @@ def predict(logits: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     return score, prediction.masked_fill(score < NO_OBJECT_SCORE, logits.shape[1])
 
 
-def num_classes(samples: ClassifierSamples) -> int:
+def num_classes(samples: HeadSamples) -> int:
     """Return C, the label of the background."""
     return samples.logits.shape[1] - (samples.activation == 'softmax')
 
 
 @torch.no_grad()
-def diagnose(samples: ClassifierSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
+def diagnose(samples: HeadSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
     """Return the log's figures on the teacher. They stay on the device.
 
     All figures are of the foreground samples, those with an assigned class and a weight above

@@ -16,11 +16,13 @@ from calkd_det.config import build_from_config, without_delete_keys
 from calkd_det.detectors.compiling import outside_compiler
 from calkd_det.detectors.diagnosis import diagnose
 from calkd_det.detectors.evidence import TeacherEvidence
-from calkd_det.detectors.finite_watch import FiniteWatch, leave_out_non_finite
+from calkd_det.detectors.finite_watch import FiniteWatch
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.errors import ConfigError, did_you_mean
-from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.knowledge import HeadSamples, Kind, Knowledge
+from calkd_det.losses import DistillationLoss, FeatureLoss
+from calkd_det.taps import find_taps
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
 
@@ -77,7 +79,7 @@ class DistillationMixin:
             )
         self.teacher = None if teacher is None else FrozenTeacher.from_config(teacher)
         self.distillation = build_losses(distillation)
-        self._check_activation()
+        self._check_losses()
         self._finite_watch = FiniteWatch()
         self._evidence = TeacherEvidence()
         self._checked_resume = False
@@ -95,6 +97,11 @@ class DistillationMixin:
     def distilling(self) -> bool:
         """Whether a step calls the teacher."""
         return any(loss.loss_weight != 0 for loss in self.distillation.values())
+
+    @property
+    def knowledge_kinds(self) -> frozenset[Kind]:
+        """What the teacher is asked: the kinds of all losses that are switched on."""
+        return frozenset(kind_of(loss) for loss in self.distillation.values() if loss.loss_weight)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any) -> dict:
         """Compute the plain detector's losses and those of distillation.
@@ -126,36 +133,39 @@ class DistillationMixin:
         shapes = [data_sample.img_shape[:2] for data_sample in batch_data_samples]
         # First, while none of the student's activations are kept for its backward.
         feats = self.teacher.extract_feat(batch_inputs, shapes)
-        with find_tap(self, 'model').record(self) as samples:
+        taps = find_taps(self, self.knowledge_kinds, 'model')
+        with taps.record(self, batch_data_samples) as knowledge:
             losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
-        losses.update(self.distillation_losses(feats, samples))
+        losses.update(self.distillation_losses(feats, knowledge))
         return losses
 
     def distillation_losses(
-        self, teacher_feats: tuple[Tensor, ...], samples: Sequence[ClassifierSamples]
+        self, teacher_feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]
     ) -> dict[str, Tensor]:
         """Ask the teacher, compare, and diagnose.
 
         Args:
             teacher_feats: The teacher's features of the batch.
-            samples: What the student's classifiers were asked about.
+            knowledge: What the student computed in its own loss.
 
         Returns:
             The losses of distillation and what the log tells of the teacher.
         """
         logs: dict[str, Tensor] = {}
-        answers = self.teacher(teacher_feats, samples)
-        self._finite_watch.note(samples, answers)
-        answered = [leave_out_non_finite(*each) for each in zip(samples, answers)]
-        self._evidence.note(self, answered)
-        for group, teacher_logits in answered:
-            prefix = f'{group.name}.' if group.name else ''
+        answers = self.teacher(teacher_feats, knowledge)
+        self._finite_watch.note(knowledge, answers)
+        answered = [piece.without_non_finite(answer) for piece, answer in zip(knowledge, answers)]
+        of_heads = [(a, b.logits) for a, b in answered if isinstance(a, HeadSamples)]
+        self._evidence.note(self, of_heads)
+        for piece, answer in answered:
+            prefix = f'{piece.name}.' if piece.name else ''
             for name, loss in self.distillation.items():
-                if loss.loss_weight != 0:
-                    logs[prefix + name] = group.factor * call_loss(loss, group, teacher_logits)
-            logs.update(
-                {prefix + name: value for name, value in diagnose(group, teacher_logits).items()}
-            )
+                if loss.loss_weight != 0 and kind_of(loss) in piece.kinds:
+                    logs[prefix + name] = piece.factor * piece.compare(loss, answer)
+        for samples, teacher_logits in of_heads:
+            prefix = f'{samples.name}.' if samples.name else ''
+            figures = diagnose(samples, teacher_logits)
+            logs.update({prefix + name: value for name, value in figures.items()})
         return logs
 
     def _tell_alone(self) -> None:
@@ -164,7 +174,12 @@ class DistillationMixin:
             tell_training_alone(self, self._alone_by_choice)
 
     def _build_teacher(self) -> None:
-        self.teacher.build(self, self._class_names(), training_dataset())
+        kinds = self.knowledge_kinds
+        self.teacher.build(self, self._class_names(), training_dataset(), kinds)
+        if 'features' in kinds:
+            for loss in self.distillation.values():
+                if isinstance(loss, FeatureLoss) and loss.loss_weight:
+                    loss.check_widths(*self.teacher.feature_widths)
 
     def _check_resume(self) -> None:
         """Warn where a resumed run has another teacher than it was started with."""
@@ -196,15 +211,17 @@ class DistillationMixin:
         names = None if dataset is None else dataset_class_names(dataset)
         return names or meta_class_names(getattr(self, 'dataset_meta', None))
 
-    def _check_activation(self) -> None:
+    def _check_losses(self) -> None:
+        """Check that the detector has what the losses compare."""
         if not self.distillation:
             return
-        activation = find_tap(self, 'model').activation(self)
-        for loss in self.distillation.values():
-            if loss.activation != activation:
+        losses = self.distillation.values()
+        taps = find_taps(self, frozenset(map(kind_of, losses)), 'model')
+        for loss in losses:
+            if kind_of(loss) == 'class' and loss.activation != taps.head.activation(self):
                 raise ConfigError(
                     f'model.distillation: {type(loss).__name__} compares {loss.activation} '
-                    f'scores, but the student classifies by {activation}'
+                    f'scores, but the student classifies by {taps.head.activation(self)}'
                 )
 
 
@@ -214,24 +231,13 @@ def _arguments(cls: type) -> set[str]:
     return names - {'self', 'args', 'kwargs'}
 
 
-def call_loss(loss: nn.Module, samples: ClassifierSamples, teacher_logits: Tensor) -> Tensor:
-    """Call a distillation loss, with ``avg_factor`` where its ``forward`` takes it.
+def kind_of(loss: nn.Module) -> Kind:
+    """Return what a loss compares.
 
-    A user's own loss need not be a :class:`~calkd_det.losses.DistillationLoss`, and may take
-    four arguments only.
-
-    Args:
-        loss: One of :func:`build_losses`.
-        samples: N samples of the student.
-        teacher_logits: Calibrated, float, shape (N, K).
-
-    Returns:
-        The loss, a scalar, before ``samples.factor``.
+    A user's own loss need not be a :class:`~calkd_det.losses.DistillationLoss`. Without a ``kind``
+    it compares class logits.
     """
-    inputs = (samples.logits, teacher_logits, samples.labels, samples.weights)
-    if 'avg_factor' in inspect.signature(loss.forward).parameters:
-        return loss(*inputs, avg_factor=samples.avg_factor)
-    return loss(*inputs)
+    return getattr(loss, 'kind', 'class')
 
 
 def build_losses(cfg: Any) -> dict[str, nn.Module]:
@@ -253,7 +259,9 @@ def build_losses(cfg: Any) -> dict[str, nn.Module]:
     )
     losses = {name: build_from_config(MODELS, loss, where) for name, (loss, where) in cfgs.items()}
     for (_, where), loss in zip(cfgs.values(), losses.values()):
-        if not (hasattr(loss, 'activation') and hasattr(loss, 'loss_weight')):
+        if not hasattr(loss, 'loss_weight') or not (
+            isinstance(loss, DistillationLoss) or hasattr(loss, 'activation')
+        ):
             raise ConfigError(
                 f'{where}.type must be a distillation loss such as KDLoss, but is '
                 f'{type(loss).__name__}'

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from calkd_det.detectors.diagnosis import num_classes, predict
 from calkd_det.detectors.judgement import Judgement, describe_blind, describe_exchanged, judge
 from calkd_det.detectors.runner_data import training_loader
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 MIN_SAMPLES = 300
 FIRST_LOOK = 16
@@ -48,7 +48,7 @@ class TeacherEvidence:
 
     @torch.no_grad()
     def note(
-        self, detector: nn.Module, samples_and_logits: Sequence[tuple[ClassifierSamples, Tensor]]
+        self, detector: nn.Module, samples_and_logits: Sequence[tuple[HeadSamples, Tensor]]
     ) -> None:
         """Count the predictions of a step, and warn if the counts copied before are suspicious.
 
@@ -122,7 +122,7 @@ class TeacherEvidence:
         return texts
 
 
-def count_predictions(samples_and_logits: Sequence[tuple[ClassifierSamples, Tensor]]) -> Tensor:
+def count_predictions(samples_and_logits: Sequence[tuple[HeadSamples, Tensor]]) -> Tensor:
     """Count samples by assigned class and predicted class, all classifiers together.
 
     Samples of weight zero are left out.

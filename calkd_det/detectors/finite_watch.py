@@ -1,19 +1,20 @@
-"""Report class logits that are not finite once, and leave those of the teacher out."""
+"""Report once that class logits or features are not finite."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor
 
-from calkd_det.taps import ClassifierSamples
+from calkd_det.knowledge import Knowledge
 
 
 class FiniteWatch:
-    """Watch for class logits that are NaN or infinite, with one report in the log.
+    """Watch for values that are NaN or infinite, with one report in the log.
 
     A step is checked on the device and reported in the next step. By then its result has arrived
     on the host without waiting. A copy of this object, also a pickled one, begins anew.
@@ -24,18 +25,19 @@ class FiniteWatch:
         self._iteration = 0
         self._finite: Tensor | None = None  # on the host: of the teacher, of the student
         self._arrived: torch.cuda.Event | None = None
+        self._what = ''
         self._reported = False
 
     def __reduce__(self) -> tuple:
         return FiniteWatch, ()
 
     @torch.no_grad()
-    def note(self, samples: list[ClassifierSamples], answers: list[Tensor]) -> None:
-        """Check the logits of a step.
+    def note(self, knowledge: Sequence[Knowledge], answers: Sequence[Any]) -> None:
+        """Check the values of a step.
 
         Args:
-            samples: The samples of each of the student's classifiers.
-            answers: The teacher's logits for each of them.
+            knowledge: What the student computed.
+            answers: What the teacher answered to each piece of it.
         """
         self._steps += 1
         # The student's forward has waited for the device several times since the step before.
@@ -43,9 +45,12 @@ class FiniteWatch:
         if self._reported or self._finite is not None:
             return
         self._iteration = MessageHub.get_current_instance().get_info('iter', self._steps - 1) + 1
-        teacher = torch.stack([_all_finite(logits) for logits in answers])
-        student = torch.stack([_all_finite(group.logits) for group in samples])
-        finite = torch.stack([teacher.all(), student.all()])
+        teacher = [x for piece, answer in zip(knowledge, answers) for x in piece.answered(answer)]
+        student = [tensor for piece in knowledge for tensor in piece.computed()]
+        finite = torch.stack(
+            [torch.stack([_all_finite(x) for x in side]).all() for side in (teacher, student)]
+        )
+        self._what = ' or '.join(dict.fromkeys(piece.noun for piece in knowledge))
         if finite.is_cuda:
             finite = finite.to('cpu', non_blocking=True)
             self._arrived = torch.cuda.Event()
@@ -64,8 +69,8 @@ class FiniteWatch:
         teacher_ok, student_ok = finite
         if not teacher_ok:
             print_log(
-                f'Iteration {self._iteration}: class logits of the teacher are NaN or infinite. '
-                'Samples with such logits count with weight 0 in the loss of distillation, so the '
+                f'Iteration {self._iteration}: {self._what} of the teacher are NaN or infinite. '
+                'Samples with such values count with weight 0 in the loss of distillation, so the '
                 'student learns nothing from them; this is logged once. Check the teacher: its '
                 'weights, model.teacher.precision and the normalisation of its images.',
                 logger='current',
@@ -73,32 +78,12 @@ class FiniteWatch:
             )
         if not student_ok:
             print_log(
-                f'Iteration {self._iteration}: class logits of the student are NaN or infinite, '
+                f'Iteration {self._iteration}: {self._what} of the student are NaN or infinite, '
                 'and so is its loss, as that of the plain detector would be; this is logged once. '
                 'Lower the learning rate, clip gradients, or train in float32.',
                 logger='current',
                 level=logging.WARNING,
             )
-
-
-def leave_out_non_finite(
-    samples: ClassifierSamples, teacher_logits: Tensor
-) -> tuple[ClassifierSamples, Tensor]:
-    """Give weight 0 to samples for which the teacher has a NaN or infinite logit.
-
-    Nothing is copied to the host. No value changes where all logits are finite.
-
-    Args:
-        samples: N samples of the student.
-        teacher_logits: Calibrated, float32, shape (N, K). Changed in place.
-
-    Returns:
-        The samples with their new weights, and the logits with zeros in the samples of weight 0,
-        because NaN times zero is NaN.
-    """
-    finite = teacher_logits.sum(dim=1).isfinite()
-    weights = samples.weights * finite
-    return replace(samples, weights=weights), teacher_logits.masked_fill_(~finite[:, None], 0)
 
 
 def _all_finite(values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from calkd_det.calibration.reliability import Reliability, ReliabilityAccumulato
 from calkd_det.calibration.scores import class_scores
 from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
-from calkd_det.taps import ClassifierSamples
+from calkd_det.knowledge import HeadSamples, Knowledge
 
 MAX_SAMPLES = 16_384  # of a classifier in a step
 
@@ -100,13 +100,15 @@ class TeacherCalibrationHook(Hook):
     def _record_samples(
         self,
         network: nn.Module,
-        args: tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]],
-        teacher_logits: Sequence[Tensor],
+        args: tuple[tuple[Tensor, ...], Sequence[Knowledge]],
+        answers: Sequence[Any],
     ) -> None:
         # Kept on the device, because binning checks its input, which would synchronise each step.
-        for samples, logits in zip(args[1], teacher_logits):
+        for samples, answer in zip(args[1], answers):
+            if not isinstance(samples, HeadSamples):
+                continue
             rows = self._select_rows(len(samples))
-            logits, labels = logits[rows], samples.labels[rows]
+            logits, labels = answer.logits[rows], samples.labels[rows]
             confidence, prediction = class_scores(logits, samples.activation).max(dim=1)
             confidence = confidence.masked_fill(samples.weights[rows] == 0, math.nan)
             self._unbinned.append((confidence, prediction == labels))

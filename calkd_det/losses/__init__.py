@@ -2,8 +2,9 @@
 
 # A loss of a plain detector: registered here, and no part of distillation.
 from calkd_det.losses import smoothed_cross_entropy_loss  # noqa: F401
-from calkd_det.losses.base import DistillationLoss
+from calkd_det.losses.base import ClassLoss, DistillationLoss, FeatureLoss
 from calkd_det.losses.binary_kd_loss import BinaryKDLoss, binary_kd_loss
+from calkd_det.losses.cwd_loss import CWDLoss, cwd_loss
 from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss
 from calkd_det.losses.kd_loss import KDLoss, kd_loss
 from calkd_det.losses.logit_standardization_kd_loss import (
@@ -11,17 +12,24 @@ from calkd_det.losses.logit_standardization_kd_loss import (
     logit_standardization_kd_loss,
 )
 from calkd_det.losses.mlld_loss import MLLDLoss, mlld_loss
+from calkd_det.losses.pkd_loss import PKDLoss, pkd_loss
 
 __all__ = [
     'BinaryKDLoss',
+    'CWDLoss',
+    'ClassLoss',
     'DKDLoss',
     'DistillationLoss',
+    'FeatureLoss',
     'KDLoss',
     'LogitStandardizationKDLoss',
     'MLLDLoss',
+    'PKDLoss',
     'binary_kd_loss',
+    'cwd_loss',
     'dkd_loss',
     'kd_loss',
     'logit_standardization_kd_loss',
     'mlld_loss',
+    'pkd_loss',
 ]

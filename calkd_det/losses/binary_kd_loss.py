@@ -10,7 +10,7 @@ from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from calkd_det.errors import ConfigError, did_you_mean
-from calkd_det.losses.base import AvgFactor, DistillationLoss
+from calkd_det.losses.base import AvgFactor, ClassLoss
 from calkd_det.losses.binary_divergence import binary_divergence
 
 Weighting = Literal['all', 'foreground', 'difference']
@@ -107,7 +107,7 @@ def _divisor(foreground: Tensor, avg_factor: AvgFactor) -> float | Tensor:
 
 
 @MODELS.register_module()
-class BinaryKDLoss(DistillationLoss):
+class BinaryKDLoss(ClassLoss):
     """:func:`binary_kd_loss` as a registered module, for heads that classify by sigmoids.
 
     Args:

@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from calkd_det.losses.averaging import mean_over_samples
-from calkd_det.losses.base import AvgFactor, DistillationLoss
+from calkd_det.losses.base import AvgFactor, ClassLoss
 
 
 def dkd_loss(
@@ -84,7 +84,7 @@ def _decouple(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @MODELS.register_module()
-class DKDLoss(DistillationLoss):
+class DKDLoss(ClassLoss):
     """:func:`dkd_loss` as a registered module.
 
     The defaults are those of the authors' released code for Faster R-CNN on COCO. Its defaults

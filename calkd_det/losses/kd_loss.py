@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from calkd_det.losses.averaging import mean_over_samples
-from calkd_det.losses.base import AvgFactor, DistillationLoss
+from calkd_det.losses.base import AvgFactor, ClassLoss
 
 
 def kd_loss(
@@ -49,7 +49,7 @@ def kd_loss(
 
 
 @MODELS.register_module()
-class KDLoss(DistillationLoss):
+class KDLoss(ClassLoss):
     """:func:`kd_loss` as a registered module.
 
     Args:

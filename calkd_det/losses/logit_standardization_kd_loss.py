@@ -7,7 +7,7 @@ import math
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from calkd_det.losses.base import AvgFactor, DistillationLoss
+from calkd_det.losses.base import AvgFactor, ClassLoss
 from calkd_det.losses.kd_loss import kd_loss
 
 
@@ -77,7 +77,7 @@ def _standardize(logits: Tensor, eps: float) -> Tensor:
 
 
 @MODELS.register_module()
-class LogitStandardizationKDLoss(DistillationLoss):
+class LogitStandardizationKDLoss(ClassLoss):
     """:func:`logit_standardization_kd_loss` as a registered module.
 
     **The teacher's calibration temperature T has no effect on this loss**: it cancels in the

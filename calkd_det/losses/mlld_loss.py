@@ -10,7 +10,7 @@ from torch import Tensor
 from calkd_det.config import check_number
 from calkd_det.errors import ConfigError
 from calkd_det.losses.averaging import count_samples
-from calkd_det.losses.base import AvgFactor, DistillationLoss
+from calkd_det.losses.base import AvgFactor, ClassLoss
 from calkd_det.losses.kd_loss import kd_loss
 
 DEFAULT_TAUS = (2.0, 3.0, 4.0, 5.0, 6.0)
@@ -111,7 +111,7 @@ def _correlation_distances(
 
 
 @MODELS.register_module()
-class MLLDLoss(DistillationLoss):
+class MLLDLoss(ClassLoss):
     """:func:`mlld_loss` as a registered module.
 
     The temperatures and ``batch_size`` are those of the authors' released code for CIFAR-100

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from calkd_det.errors import TeacherError
-from calkd_det.taps import Activation, ClassifierSamples, find_tap
+from calkd_det.taps import Activation, HeadSamples, find_tap
 
 _CHUNK_BYTES = 4 << 20
 
@@ -44,7 +44,7 @@ class SampleStore:
         self._weights: list[Tensor] = []
         self._groups: list[Tensor] = []
 
-    def append(self, samples: ClassifierSamples, groups: Tensor) -> None:
+    def append(self, samples: HeadSamples, groups: Tensor) -> None:
         """Add samples with the index of each one's image, int64, shape (N,)."""
         self.activation = samples.activation
         self.num_logits = samples.logits.shape[1]
@@ -159,7 +159,7 @@ def collect_samples(
     return stores
 
 
-def _check_finite(samples: ClassifierSamples, ids: list) -> None:
+def _check_finite(samples: HeadSamples, ids: list) -> None:
     bad = ~samples.logits.isfinite().all(dim=1)
     if bad.any():
         image = ids[int(samples.locations[bad.nonzero()[0], 0])]

@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
 from calkd_det.taps.geometry import Geometry
-from calkd_det.taps.samples import Activation, ClassifierSamples
+
+CLASS: frozenset[Kind] = frozenset({'class'})
 
 
 class Tap(ABC):
@@ -53,54 +55,71 @@ class Tap(ABC):
     def geometry(self, detector: nn.Module) -> Geometry:
         """Return what the detector's classifiers classify."""
 
+    def kinds(self, detector: nn.Module) -> frozenset[Kind]:
+        """Return what the tap can read of the detector's head."""
+        return CLASS
+
     @abstractmethod
-    def record(self, detector: nn.Module) -> AbstractContextManager[list[ClassifierSamples]]:
+    def record(
+        self,
+        detector: nn.Module,
+        kinds: frozenset[Kind] = CLASS,
+        data_samples: SampleList = (),
+    ) -> AbstractContextManager[list[HeadSamples]]:
         """Record the samples of each classifier while the detector computes its loss.
+
+        Args:
+            detector: A detector that the tap supports.
+            kinds: What to record, some of :meth:`kinds`.
+            data_samples: Annotations and meta information of each image of the batch.
 
         Returns:
             A context manager that gives a list. The list is empty inside the block. After the
-            block it holds one :class:`ClassifierSamples` for each classifier that ran, and the
+            block it holds one :class:`HeadSamples` for each classifier that ran, and the
             detector has no hook of the tap left.
         """
 
     @abstractmethod
-    def keep_classifier(self, detector: nn.Module) -> None:
-        """Remove, in place, every part of a frozen detector that :meth:`classify` does not run."""
+    def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
+        """Remove, in place, every part of a frozen detector that :meth:`answer` does not run.
+
+        Args:
+            detector: A detector that the tap supports.
+            kinds: What it will be asked, some of :meth:`kinds`.
+        """
 
     def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Add to a frozen detector's features what all its classifiers share.
 
         Args:
-            detector: The detector that classifies, after :meth:`keep_classifier`.
+            detector: The detector that is asked, after :meth:`keep`.
             feats: Its feature maps of the batch, each (B, D, H, W).
 
         Returns:
-            The features for :meth:`classify`; floats of four dimensions, batch first.
+            The features for :meth:`answer`; floats of four dimensions, batch first.
         """
         return feats
 
     @abstractmethod
-    def classify(
-        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
-    ) -> Tensor:
-        """Compute a detector's class logits for the samples of another detector.
+    def answer(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
+    ) -> HeadAnswer:
+        """Ask a detector about the samples of another detector.
 
         Args:
-            detector: The detector that classifies.
+            detector: The detector that is asked.
             feats: Its features of the same batch, from :meth:`prepare`.
-            samples: The samples to classify. Only their ``locations`` and ``name`` are used.
+            samples: The samples of the other. Their ``locations`` and ``name`` are used.
 
         Returns:
             Logits, shape (N, C' + 1) or (N, C') with the C' classes of ``detector``.
         """
 
     @abstractmethod
-    def example(
-        self, detector: nn.Module
-    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         """Compute class logits of the whole head on random features.
 
-        For a head that no test runs on, the logits of :meth:`classify` are compared with them.
+        For a head that no test runs on, the logits of :meth:`answer` are compared with them.
 
         Args:
             detector: A detector without backbone and neck, in eval mode, on the CPU.
@@ -113,7 +132,7 @@ class Tap(ABC):
     @abstractmethod
     def sample_sets(
         self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
-    ) -> dict[str, ClassifierSamples]:
+    ) -> dict[str, HeadSamples]:
         """Return the samples of a batch for a calibration, without gradients.
 
         The state of torch's random number generator changes.

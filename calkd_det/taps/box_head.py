@@ -16,8 +16,8 @@ from mmdet.models.roi_heads.bbox_heads import (
 )
 from torch import Tensor, nn
 
+from calkd_det.knowledge import Activation, HeadSamples
 from calkd_det.taps.random_features import random_features, random_rois
-from calkd_det.taps.samples import Activation, ClassifierSamples
 
 # mmdet turns the C + 1 logits of every readable head into scores by a softmax.
 ACTIVATION: Activation = 'softmax'
@@ -58,7 +58,7 @@ class BoxHeadRecord:
         self._logits, self._labels, self._weights = (*args, None)[:3]
         self._avg_factor = kwargs.get('avg_factor')
 
-    def samples(self, name: str = '', factor: float = 1.0) -> ClassifierSamples:
+    def samples(self, name: str = '', factor: float = 1.0) -> HeadSamples:
         """Return the recorded samples.
 
         Args:
@@ -74,7 +74,7 @@ class BoxHeadRecord:
         if labels is None:  # mmdet does not call loss_cls where there is no RoI
             labels = self._logits.new_zeros(0, dtype=int)
             weights = self._logits.new_zeros(0)
-        return ClassifierSamples(
+        return HeadSamples(
             logits=self._logits,
             labels=labels,
             weights=weights,
@@ -153,9 +153,9 @@ def example_inputs(extractor: nn.Module, num_levels: int = 0) -> tuple[tuple[Ten
     return feats, random_rois(128, count=16)
 
 
-def example_samples(logits: Tensor, rois: Tensor, name: str = '') -> ClassifierSamples:
+def example_samples(logits: Tensor, rois: Tensor, name: str = '') -> HeadSamples:
     """Return samples of RoIs with the given logits, all labelled as background."""
-    return ClassifierSamples(
+    return HeadSamples(
         logits=logits,
         labels=torch.full((len(rois),), logits.shape[1] - 1),
         weights=torch.ones(len(rois)),

@@ -13,7 +13,8 @@ from mmdet.structures import SampleList
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
-from calkd_det.taps.base import Tap
+from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
+from calkd_det.taps.base import CLASS, Tap
 from calkd_det.taps.box_head import (
     ACTIVATION,
     class_logits,
@@ -28,7 +29,6 @@ from calkd_det.taps.box_head import (
 )
 from calkd_det.taps.geometry import ROIS, Geometry
 from calkd_det.taps.roi_samples import watch_sampler
-from calkd_det.taps.samples import Activation, ClassifierSamples
 
 BUILT_IN = (CascadeRoIHead, HybridTaskCascadeRoIHead, SCNetRoIHead)
 
@@ -88,9 +88,14 @@ class CascadeRoIHeadTap(Tap):
         return ROIS
 
     @contextmanager
-    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+    def record(
+        self,
+        detector: nn.Module,
+        kinds: frozenset[Kind] = CLASS,
+        data_samples: SampleList = (),
+    ) -> Iterator[list[HeadSamples]]:
         roi_head = detector.roi_head
-        samples: list[ClassifierSamples] = []
+        samples: list[HeadSamples] = []
         with ExitStack() as stack:
             records = [
                 stack.enter_context(watch_box_head(extractor, head))
@@ -104,7 +109,7 @@ class CascadeRoIHeadTap(Tap):
             if record.ran or not samples:
                 samples.append(record.samples(name, float(factor)))
 
-    def keep_classifier(self, detector: nn.Module) -> None:
+    def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
         roi_head = detector.roi_head
         names = {'bbox_roi_extractor', 'bbox_head'}
         if _fuses_semantics(roi_head):
@@ -127,9 +132,9 @@ class CascadeRoIHeadTap(Tap):
             shared.append(roi_head.glbctx_head(feats)[1])
         return (*feats, *shared)
 
-    def classify(
-        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
-    ) -> Tensor:
+    def answer(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
+    ) -> HeadAnswer:
         roi_head, rois = detector.roi_head, samples.locations
         stage = self.classifiers(detector).index(samples.name)
         roi_feats = roi_features(roi_head.bbox_roi_extractor[stage], feats, rois)
@@ -141,11 +146,9 @@ class CascadeRoIHeadTap(Tap):
             roi_feats = roi_feats + semantic
         if context is not None:
             roi_feats = roi_feats + context[rois[:, 0].long()]
-        return class_logits(roi_head.bbox_head[stage], roi_feats)
+        return HeadAnswer(class_logits(roi_head.bbox_head[stage], roi_feats))
 
-    def example(
-        self, detector: nn.Module
-    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         roi_head = detector.roi_head
         num_levels = getattr(getattr(roi_head, 'semantic_head', None), 'num_ins', 0)
         feats, rois = example_inputs(roi_head.bbox_roi_extractor[0], num_levels)
@@ -163,7 +166,7 @@ class CascadeRoIHeadTap(Tap):
     @torch.no_grad()
     def sample_sets(
         self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
-    ) -> dict[str, ClassifierSamples]:
+    ) -> dict[str, HeadSamples]:
         """See :meth:`Tap.sample_sets`.
 
         ``distillation``: the RoIs of all stages, because one temperature applies to all of them.
@@ -192,9 +195,9 @@ def _fuses_context(roi_head: nn.Module) -> bool:
     return getattr(roi_head, 'glbctx_head', None) is not None
 
 
-def _concatenate(samples: Sequence[ClassifierSamples]) -> ClassifierSamples:
+def _concatenate(samples: Sequence[HeadSamples]) -> HeadSamples:
     columns = ('logits', 'labels', 'weights', 'locations')
-    return ClassifierSamples(
+    return HeadSamples(
         **{name: torch.cat([getattr(group, name) for group in samples]) for name in columns},
         activation=ACTIVATION,
     )

@@ -29,12 +29,13 @@ from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
-from calkd_det.taps.base import Tap
+from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
+from calkd_det.taps.base import CLASS, Tap
 from calkd_det.taps.dense_samples import NUM_DRAWN, NUM_HARDEST, share_of_background
-from calkd_det.taps.geometry import Geometry, format_size
+from calkd_det.taps.feature_maps import crop
+from calkd_det.taps.geometry import Geometry
 from calkd_det.taps.random_features import random_features
 from calkd_det.taps.rtmdet_ins import without_mask_loss
-from calkd_det.taps.samples import Activation, ClassifierSamples
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,15 @@ class DenseHeadTap(Tap):
         return Geometry('locations', self.question, strides, points)
 
     @contextmanager
-    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+    def record(
+        self,
+        detector: nn.Module,
+        kinds: frozenset[Kind] = CLASS,
+        data_samples: SampleList = (),
+    ) -> Iterator[list[HeadSamples]]:
         head = detector.bbox_head
         record = DenseRecord(divides_by_metrics=isinstance(head, RTMDetHead))
-        samples: list[ClassifierSamples] = []
+        samples: list[HeadSamples] = []
         with ExitStack() as hooks:
             for handle in (
                 head.register_forward_hook(record.on_maps),
@@ -152,16 +158,16 @@ class DenseHeadTap(Tap):
             record.check_rows(type(head).__name__, head.num_classes)
             self._checked_rows.add(head)
 
-    def keep_classifier(self, detector: nn.Module) -> None:
+    def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
         head = detector.bbox_head
         branch = self.branches[type(head)]
         for name, _ in list(head.named_children()):
             if name not in (branch.convs, branch.classifier):
                 delattr(head, name)
 
-    def classify(
-        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
-    ) -> Tensor:
+    def answer(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
+    ) -> HeadAnswer:
         head = detector.bbox_head
         branch = self.branches[type(head)]
         convs, classifier = getattr(head, branch.convs), getattr(head, branch.classifier)
@@ -172,12 +178,10 @@ class DenseHeadTap(Tap):
             for conv in convs[level] if convs_by_level else convs:
                 x = conv(x)
             x = (classifier[level] if classifier_by_level else classifier)(x)
-            logits.append(rows(_crop(x, size), head.num_classes))
-        return torch.cat(logits)
+            logits.append(rows(crop(x, size), head.num_classes))
+        return HeadAnswer(torch.cat(logits))
 
-    def example(
-        self, detector: nn.Module
-    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         head = detector.bbox_head
         strides = self.geometry(detector).strides
         # Deformable convolutions need maps of at least 3 x 3 cells.
@@ -185,7 +189,7 @@ class DenseHeadTap(Tap):
         feats = random_features(sizes, head.in_channels)
         logits = join([rows(maps, head.num_classes) for maps in head(feats)[0]])
         return feats, [
-            ClassifierSamples(
+            HeadSamples(
                 logits=logits,
                 labels=torch.full((len(logits),), head.num_classes),
                 weights=torch.ones(len(logits)),
@@ -197,7 +201,7 @@ class DenseHeadTap(Tap):
     @torch.no_grad()
     def sample_sets(
         self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
-    ) -> dict[str, ClassifierSamples]:
+    ) -> dict[str, HeadSamples]:
         """See :meth:`Tap.sample_sets`.
 
         ``distillation``: all of the foreground and a weighted share of the background, see
@@ -271,7 +275,7 @@ class DenseRecord:
         # A head that computes its loss by level gives the same divisor for each level.
         self.avg_factor = args[3] if len(args) > 3 else kwargs.get('avg_factor')
 
-    def samples(self) -> ClassifierSamples:
+    def samples(self) -> HeadSamples:
         """Return the recorded samples.
 
         Raises:
@@ -279,7 +283,7 @@ class DenseRecord:
         """
         if not self.logits:
             raise RuntimeError('the head did not run while its loss was computed')
-        return ClassifierSamples(
+        return HeadSamples(
             logits=join(self.logits),
             labels=join(self.labels),
             weights=join(self.weights),
@@ -311,14 +315,3 @@ class DenseRecord:
 def join(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors. A single tensor is returned itself, not a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-
-
-def _crop(maps: Tensor, size: Sequence[int]) -> Tensor:
-    height, width = size
-    if maps.shape[-2] < height or maps.shape[-1] < width:
-        raise ConfigError(
-            f'model.teacher.config: its feature maps, {format_size(*maps.shape[-2:])}, are smaller '
-            f"than the student's, {format_size(height, width)}, on the same images: backbone and "
-            'neck must round sizes alike'
-        )
-    return maps[..., :height, :width]

@@ -8,15 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from calkd_det.taps.samples import ClassifierSamples
+from calkd_det.knowledge import HeadSamples
 
 # Background samples kept of an image: those with the highest scores, those drawn from the rest.
 NUM_HARDEST = NUM_DRAWN = 512
 
 
-def share_of_background(
-    samples: ClassifierSamples, anchors: int, seeds: Sequence[int]
-) -> ClassifierSamples:
+def share_of_background(samples: HeadSamples, anchors: int, seeds: Sequence[int]) -> HeadSamples:
     """Keep all of the foreground, and about a thousand background samples an image.
 
     COCO's 5,000 validation images have 200,000 anchors with 80 logits each: 320 GB in float32.
@@ -58,7 +56,7 @@ def share_of_background(
     )
 
 
-def _select_samples(samples: ClassifierSamples, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _select_samples(samples: HeadSamples, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices of an image's selected samples, and the factor on the weight of each."""
     logits, counted = samples.logits[index], samples.weights[index] > 0
     is_object = samples.labels[index] < logits.shape[1]

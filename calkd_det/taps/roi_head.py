@@ -19,7 +19,8 @@ from mmdet.models.roi_heads import (
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from calkd_det.taps.base import Tap
+from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
+from calkd_det.taps.base import CLASS, Tap
 from calkd_det.taps.box_head import (
     ACTIVATION,
     class_logits,
@@ -34,7 +35,6 @@ from calkd_det.taps.box_head import (
 )
 from calkd_det.taps.geometry import ROIS, Geometry
 from calkd_det.taps.roi_samples import classify_detections, classify_proposals, watch_sampler
-from calkd_det.taps.samples import Activation, ClassifierSamples
 
 BUILT_IN = (
     StandardRoIHead,
@@ -102,30 +102,33 @@ class RoIHeadTap(Tap):
         return ROIS
 
     @contextmanager
-    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+    def record(
+        self,
+        detector: nn.Module,
+        kinds: frozenset[Kind] = CLASS,
+        data_samples: SampleList = (),
+    ) -> Iterator[list[HeadSamples]]:
         roi_head = detector.roi_head
-        samples: list[ClassifierSamples] = []
+        samples: list[HeadSamples] = []
         with watch_box_head(roi_head.bbox_roi_extractor, roi_head.bbox_head) as record:
             yield samples
         samples.append(record.samples())
 
-    def keep_classifier(self, detector: nn.Module) -> None:
+    def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
         detector.rpn_head = None
         keep_children(detector.roi_head, ('bbox_roi_extractor', 'bbox_head', 'shared_head'))
         drop_regression(detector.roi_head.bbox_head)
 
-    def classify(
-        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: ClassifierSamples
-    ) -> Tensor:
+    def answer(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
+    ) -> HeadAnswer:
         roi_head = detector.roi_head
         roi_feats = roi_features(roi_head.bbox_roi_extractor, feats, samples.locations)
         if roi_head.with_shared_head:
             roi_feats = roi_head.shared_head(roi_feats)
-        return class_logits(roi_head.bbox_head, roi_feats)
+        return HeadAnswer(class_logits(roi_head.bbox_head, roi_feats))
 
-    def example(
-        self, detector: nn.Module
-    ) -> tuple[tuple[Tensor, ...], Sequence[ClassifierSamples]]:
+    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         roi_head = detector.roi_head
         feats, rois = example_inputs(roi_head.bbox_roi_extractor)
         logits = roi_head._bbox_forward(feats, rois)['cls_score']
@@ -134,7 +137,7 @@ class RoIHeadTap(Tap):
     @torch.no_grad()
     def sample_sets(
         self, detector: nn.Module, images: Tensor, data_samples: SampleList, seeds: Sequence[int]
-    ) -> dict[str, ClassifierSamples]:
+    ) -> dict[str, HeadSamples]:
         """See :meth:`Tap.sample_sets`.
 
         ``distillation``: the RoIs that the head samples for its loss. ``proposals``: every

@@ -17,7 +17,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from calkd_det.taps.samples import Activation, ClassifierSamples
+from calkd_det.knowledge import Activation, HeadSamples
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _FeaturesOnly(nn.Module):
 
 def classify_proposals(
     detector: nn.Module, images: Sequence[SampledImage], activation: Activation
-) -> ClassifierSamples:
+) -> HeadSamples:
     """Return samples of every proposal that the assigner does not ignore."""
     parts = []
     for image in images:
@@ -124,7 +124,7 @@ def classify_detections(
     images: Sequence[SampledImage],
     data_samples: SampleList,
     activation: Activation,
-) -> ClassifierSamples:
+) -> HeadSamples:
     """Return samples of the RoIs whose boxes are left after NMS with the test settings.
 
     The label of a RoI is that of its regressed box. A RoI whose boxes are kept for two classes
@@ -170,11 +170,11 @@ def _with_background(detector: nn.Module, assigned: Tensor, labels: Tensor) -> T
 
 def _concatenate(
     parts: Sequence[tuple[Tensor, Tensor, Tensor]], activation: Activation
-) -> ClassifierSamples:
+) -> HeadSamples:
     for index, (_, _, rois) in enumerate(parts):
         rois[:, 0] = index
     logits, labels, rois = (torch.cat(values) for values in zip(*parts))
-    return ClassifierSamples(
+    return HeadSamples(
         logits=logits,
         labels=labels,
         weights=logits.new_ones(len(labels)),

@@ -44,9 +44,9 @@ def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
             torch.manual_seed(0)
             twin = _copy_heads(detector)
             feats, groups = tap.example(twin)
-            tap.keep_classifier(twin)
+            tap.keep(twin)
             feats = tap.prepare(twin, feats)
-            answers = [tap.classify(twin, feats, group) for group in groups]
+            answers = [tap.answer(twin, feats, group).logits for group in groups]
     # The head may be a user's code and raise anything; the message names the head.
     except Exception as error:
         raise ConfigError(

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from mmdet.models.dense_heads import YOLOXHead
+from mmdet.structures import SampleList
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
+from calkd_det.knowledge import HeadSamples, Kind
+from calkd_det.taps.base import CLASS
 from calkd_det.taps.dense_head import Branch, DenseHeadTap, join, rows
-from calkd_det.taps.samples import ClassifierSamples
 
 
 class YOLOXHeadTap(DenseHeadTap):
@@ -33,7 +35,12 @@ class YOLOXHeadTap(DenseHeadTap):
     question = 'the class, given an object,'
 
     @contextmanager
-    def record(self, detector: nn.Module) -> Iterator[list[ClassifierSamples]]:
+    def record(
+        self,
+        detector: nn.Module,
+        kinds: frozenset[Kind] = CLASS,
+        data_samples: SampleList = (),
+    ) -> Iterator[list[HeadSamples]]:
         head = detector.bbox_head
         maps: list[Tensor] = []
         labels: list[Tensor] = []
@@ -57,7 +64,7 @@ class YOLOXHeadTap(DenseHeadTap):
 
         handle = head.register_forward_hook(on_maps)
         head._get_targets_single, head.assigner = on_image, RecordingAssigner()
-        samples: list[ClassifierSamples] = []
+        samples: list[HeadSamples] = []
         try:
             yield samples
         finally:
@@ -67,14 +74,14 @@ class YOLOXHeadTap(DenseHeadTap):
         samples.append(_samples(maps, labels, head.num_classes))
 
 
-def _samples(maps: list[Tensor], labels: list[Tensor], num_classes: int) -> ClassifierSamples:
+def _samples(maps: list[Tensor], labels: list[Tensor], num_classes: int) -> HeadSamples:
     if not maps:
         raise RuntimeError('the head did not run while its loss was computed')
     sizes = [tuple(level.shape[-2:]) for level in maps]
     # Labels come by image, then level.
     by_level = torch.stack(labels).split([height * width for height, width in sizes], dim=1)
     label = join([level.reshape(-1) for level in by_level])
-    return ClassifierSamples(
+    return HeadSamples(
         logits=join([rows(level, num_classes) for level in maps]),
         labels=label,
         weights=(label < num_classes).float(),

@@ -24,7 +24,8 @@ from calkd_det.config import (
     without_delete_keys,
 )
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
-from calkd_det.taps import ClassifierSamples, Tap, check_geometry, find_tap
+from calkd_det.knowledge import Kind, Knowledge
+from calkd_det.taps import CLASS, KnowledgeTaps, Tap, find_taps
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import check_class_names, match_classes
 from calkd_det.teachers.folding import fold_batchnorm
@@ -39,6 +40,7 @@ from calkd_det.teachers.source import (
     read_source,
 )
 from calkd_det.teachers.stages import check_stages, match_stages
+from calkd_det.teachers.student_fit import check_heads, match_feature_maps
 
 PRECISIONS = {
     'float32': torch.float32,
@@ -48,12 +50,12 @@ PRECISIONS = {
 
 
 class TeacherNetwork(nn.Module):
-    """A frozen detector that classifies another detector's samples.
+    """A frozen detector that is asked about another detector's knowledge.
 
     Args:
         detector: The teacher's detector, its weights loaded, prepared by :func:`prepare_detector`.
-        tap: Knows its head.
-        calibrator: Applied to its logits.
+        taps: Read it.
+        calibrator: Applied to its class logits.
         input_map: From the student's normalised images to the teacher's.
         class_map: From the teacher's classes to the student's; None where they are the same.
         classifiers: By the name of each of the student's classifiers that of the teacher's which
@@ -65,7 +67,7 @@ class TeacherNetwork(nn.Module):
     def __init__(
         self,
         detector: nn.Module,
-        tap: Tap,
+        taps: KnowledgeTaps,
         calibrator: Calibrator,
         input_map: nn.Module,
         class_map: nn.Module | None,
@@ -74,7 +76,7 @@ class TeacherNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.detector = detector
-        self.tap = tap
+        self.taps = taps
         self.calibrator = calibrator
         self.input_map = input_map
         self.class_map = class_map
@@ -91,7 +93,7 @@ class TeacherNetwork(nn.Module):
     def extract_feat(
         self, images: Tensor, image_shapes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, ...]:
-        """Compute what the teacher's classifiers share, from the student's images.
+        """Compute what all of the teacher's answers share, from the student's images.
 
         Args:
             images: The student's normalised batch, shape (B, 3, H, W), of any float dtype.
@@ -103,27 +105,26 @@ class TeacherNetwork(nn.Module):
         dtype = next(self.detector.parameters()).dtype
         with self._autocast(images.device.type):
             feats = self.detector.extract_feat(self.input_map(images.to(dtype), image_shapes))
-            return self.tap.prepare(self.detector, feats)
+            return self.taps.prepare(self.detector, feats)
 
     @torch.no_grad()
-    def forward(
-        self, feats: tuple[Tensor, ...], samples: Sequence[ClassifierSamples]
-    ) -> list[Tensor]:
-        """Classify samples.
+    def forward(self, feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]) -> list[Any]:
+        """Answer what the student was asked.
 
         Args:
-            feats: Those of :meth:`extract_feat`, of the batch that the samples are from.
-            samples: What the student's classifiers were asked about.
+            feats: Those of :meth:`extract_feat`, of the batch that the knowledge is of.
+            knowledge: What the student computed.
 
         Returns:
-            For each entry of ``samples`` the calibrated logits over the student's classes,
-            float32, of the shape of its ``logits``.
+            For each piece of knowledge the teacher's answer. Class logits are calibrated and over
+            the student's classes, float32, of the shape of the student's.
         """
         answers = []
         with self._autocast(feats[0].device.type):
-            for group in samples:
-                group = replace(group, name=self.classifiers.get(group.name, group.name))
-                answers.append(self.calibrate(self.tap.classify(self.detector, feats, group)))
+            for piece in knowledge:
+                asked = replace(piece, name=self.classifiers.get(piece.name, piece.name))
+                answer = self.taps.answer(self.detector, feats, asked)
+                answers.append(piece.calibrate(answer, self.calibrate))
         return answers
 
     def calibrate(self, logits: Tensor) -> Tensor:
@@ -139,19 +140,19 @@ class TeacherNetwork(nn.Module):
         return torch.autocast(device_type, PRECISIONS[self.precision])
 
 
-def prepare_detector(detector: nn.Module, tap: Tap) -> nn.Module:
-    """Make a detector with its weights a frozen one that only classifies.
+def prepare_detector(detector: nn.Module, taps: KnowledgeTaps) -> nn.Module:
+    """Make a detector with its weights a frozen one that only answers what it will be asked.
 
     Args:
         detector: On the CPU. It is changed in place.
-        tap: Knows its head.
+        taps: Read it.
 
     Returns:
         The detector in eval mode, without gradients, its BatchNorm folded where that changes
         nothing.
     """
     detector = revert_sync_batchnorm(detector).eval()
-    tap.keep_classifier(detector)
+    taps.keep(detector)
     return fold_batchnorm(detector).eval().requires_grad_(False)
 
 
@@ -179,6 +180,8 @@ class FrozenTeacher:
 
     Attributes:
         network: None until :meth:`build`.
+        feature_widths: Set by :meth:`build` where features are asked. The numbers of channels of
+            each level of the student's feature maps, and of the teacher's.
         identity: Set by :meth:`build`. What makes this teacher, by config key: a text for the
             reader, and a digest of the content behind it.
 
@@ -216,6 +219,7 @@ class FrozenTeacher:
                 f'but is {type(self.calibrator).__name__}'
             )
         self.network: TeacherNetwork | None = None
+        self.feature_widths: tuple[list[int], list[int]] | None = None
         self.identity: dict[str, tuple[str, str]] = {}
 
     @classmethod
@@ -235,6 +239,7 @@ class FrozenTeacher:
         student: nn.Module,
         student_classes: Sequence[str] | None = None,
         train_dataset: Any = None,
+        kinds: frozenset[Kind] = CLASS,
     ) -> None:
         """Read config and weights, and make the network fit the student.
 
@@ -245,6 +250,7 @@ class FrozenTeacher:
             student: The detector that will be distilled.
             student_classes: Its class names, None if unknown.
             train_dataset: The data set that it trains on, built or as a config; None if unknown.
+            kinds: What the teacher will be asked.
 
         Raises:
             TeacherError: Config or checkpoint cannot be read or do not fit each other.
@@ -256,22 +262,20 @@ class FrozenTeacher:
         with torch.random.fork_rng(devices=[]):
             detector = build_detector(source)
         check_channels(student, detector)
-        tap = find_tap(detector, CONFIG_KEY)
-        student_tap = find_tap(student, 'model')
-        if tap.activation(detector) != student_tap.activation(student):
-            raise ConfigError(
-                f'{CONFIG_KEY}: the teacher classifies by {tap.activation(detector)}, the '
-                f'student by {student_tap.activation(student)}: their logits cannot be compared'
+        taps = find_taps(detector, kinds, CONFIG_KEY)
+        student_taps = find_taps(student, kinds, 'model')
+        if taps.head is not None:
+            check_heads(student, student_taps.head, detector, taps.head)
+            classifiers = match_stages(
+                self.stages,
+                student_taps.head.classifiers(student),
+                taps.head.classifiers(detector),
             )
-        check_geometry(student_tap.geometry(student), tap.geometry(detector), CONFIG_KEY)
-        classifiers = match_stages(
-            self.stages, student_tap.classifiers(student), tap.classifiers(detector)
-        )
+        if taps.features is not None:
+            self.feature_widths = match_feature_maps(student, detector)
         stored_classes = load_weights(detector, source.checkpoint)
         teacher_classes = stored_classes or source.classes
-        num_classes = student_tap.num_classes(student), tap.num_classes(detector)
-        num_logits = num_classes[1] + (tap.activation(detector) == 'softmax')
-        probe = self.calibrator(torch.ones(1, num_logits))  # one that does not fit says so here
+        probe = self._probe_calibrator(detector, taps.head)
         self.identity = {
             CONFIG_KEY: (
                 self.config if isinstance(self.config, str) else 'a dict',
@@ -291,34 +295,40 @@ class FrozenTeacher:
                 )
             },
         }
-        class_map = match_classes(
-            student_classes,
-            teacher_classes,
-            *num_classes,
-            tap.activation(detector),
-            self.class_names,
-        )
+        class_map = None
+        if taps.head is not None:
+            class_map = match_classes(
+                student_classes,
+                teacher_classes,
+                student_taps.head.num_classes(student),
+                taps.head.num_classes(detector),
+                taps.head.activation(detector),
+                self.class_names,
+            )
         input_map = match_inputs(student.data_preprocessor, detector.data_preprocessor)
         weights = self.identity[CONFIG_KEY][1], self.identity[CHECKPOINT_KEY][1]
         self.network = TeacherNetwork(
-            share_detector(prepare_detector(detector, tap), key=''.join(weights)),
-            tap,
+            share_detector(prepare_detector(detector, taps), key=''.join(weights)),
+            taps,
             self.calibrator,
             input_map,
             class_map,
             self.precision,
-            classifiers,
+            classifiers if taps.head is not None else None,
         )
         warn_of_pipelines(student, detector, train_dataset, source.dataset)
-        self._log(source, student_classes, teacher_classes)
-        if tap.activation(detector) == 'sigmoid' and probe.mean() < 1:
-            print_log(
-                f'model.teacher.calibrator: {self.calibrator} makes the teacher less confident. '
-                'Under sigmoid that raises the scores of all background, of which there is most: '
-                'fit T with calkd calibrate.',
-                logger='current',
-                level=logging.WARNING,
-            )
+        if taps.head is None:
+            self._log(source, 'asked for features alone, without classes and calibrator')
+        else:
+            self._log(source, self._describe_classes(student_classes, teacher_classes))
+            if taps.head.activation(detector) == 'sigmoid' and probe.mean() < 1:
+                print_log(
+                    f'model.teacher.calibrator: {self.calibrator} makes the teacher less '
+                    'confident. Under sigmoid that raises the scores of all background, of which '
+                    'there is most: fit T with calkd calibrate.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def extract_feat(
         self, images: Tensor, image_shapes: Sequence[tuple[int, int]]
@@ -328,11 +338,9 @@ class FrozenTeacher:
             self.network.to(images.device)
         return self.network.extract_feat(images, image_shapes)
 
-    def __call__(
-        self, feats: tuple[Tensor, ...], samples: Sequence[ClassifierSamples]
-    ) -> list[Tensor]:
+    def __call__(self, feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]) -> list[Any]:
         """See :meth:`TeacherNetwork.forward`."""
-        return self.network(feats, samples)
+        return self.network(feats, knowledge)
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
         return self
@@ -340,19 +348,27 @@ class FrozenTeacher:
     def __getstate__(self) -> dict:
         return {**self.__dict__, 'network': None}
 
-    def _log(
-        self,
-        source: TeacherSource,
-        student_classes: Sequence[str] | None,
-        teacher_classes: Sequence[str] | None,
-    ) -> None:
+    def _probe_calibrator(self, detector: nn.Module, head: Tap | None) -> Tensor:
+        """Return the calibrator's logits for logits of one, which tell it from another.
+
+        Raises:
+            ConfigError: It does not fit the number of the teacher's classes.
+        """
+        num_logits = 1
+        if head is not None:
+            num_logits = head.num_classes(detector) + (head.activation(detector) == 'softmax')
+        return self.calibrator(torch.ones(1, num_logits))
+
+    def _describe_classes(
+        self, student_classes: Sequence[str] | None, teacher_classes: Sequence[str] | None
+    ) -> str:
         class_map = self.network.class_map
         if class_map is not None:
-            classes = (
+            return (
                 f'{len(class_map.columns)} classes matched by name, '
                 f'{class_map.num_others} of its own count as background'
             )
-        elif student_classes is None or teacher_classes is None:
+        if student_classes is None or teacher_classes is None:
             who = 'the student' if student_classes is None else 'the teacher'
             print_log(
                 f'The class names of {who} are unknown: teacher and student are taken to have '
@@ -360,9 +376,10 @@ class FrozenTeacher:
                 logger='current',
                 level=logging.WARNING,
             )
-            classes = 'classes not compared by name'
-        else:
-            classes = f'the same {len(teacher_classes)} classes as the student'
+            return 'classes not compared by name'
+        return f'the same {len(teacher_classes)} classes as the student'
+
+    def _log(self, source: TeacherSource, classes: str) -> None:
         inputs = self.network.input_map
         print_log(
             f'Teacher: {type(self.network.detector).__name__} with the weights of '

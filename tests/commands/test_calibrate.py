@@ -26,7 +26,7 @@ from calkd_det.errors import TeacherError
 from calkd_det.measurement.analysis import METRICS, CalibrationResult, analyse, disagree, fit_set
 from calkd_det.measurement.calibration_report import to_json, to_markdown, write_report
 from calkd_det.measurement.collect import SampleStore
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 ABOUT = {
     'teacher': {'config': 'configs/teacher.py', 'checkpoint': 'teacher.pth'},
@@ -48,7 +48,7 @@ def stored(*parts: Tensor) -> SampleStore:
     logits, labels, groups = parts
     store = SampleStore()
     for rows in torch.arange(len(labels)).split(300):
-        samples = ClassifierSamples(
+        samples = HeadSamples(
             logits[rows],
             labels[rows],
             torch.ones(len(rows)),

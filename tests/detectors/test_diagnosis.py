@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from calkd_det.detectors.diagnosis import diagnose, predict
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 NUM_CLASSES = 2
 
 
-def samples_of(logits: Tensor, labels: list[int], weights: list[float]) -> ClassifierSamples:
-    return ClassifierSamples(
+def samples_of(logits: Tensor, labels: list[int], weights: list[float]) -> HeadSamples:
+    return HeadSamples(
         logits=logits,
         labels=torch.tensor(labels),
         weights=torch.tensor(weights),

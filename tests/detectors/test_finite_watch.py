@@ -8,7 +8,7 @@ import torch
 from calkd_det.commands.benchmark.loss_cost import traced_bytes
 from calkd_det.detectors import finite_watch
 from calkd_det.detectors.finite_watch import FiniteWatch
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -20,9 +20,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def group(logits: torch.Tensor) -> ClassifierSamples:
+def group(logits: torch.Tensor) -> HeadSamples:
     rows = len(logits)
-    return ClassifierSamples(
+    return HeadSamples(
         logits, torch.zeros(rows, dtype=torch.long), torch.ones(rows), torch.zeros(1, 2), 'sigmoid'
     )
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from calkd_det.detectors import evidence
 from calkd_det.detectors.evidence import MAX_STEPS, TeacherEvidence, count_predictions
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 NUM_CLASSES = 3
-Answered = tuple[ClassifierSamples, Tensor]
+Answered = tuple[HeadSamples, Tensor]
 
 
 class Student(nn.Module):
@@ -33,7 +33,7 @@ def answered(
     logits = 8 * torch.eye(NUM_CLASSES + 1)[predictions] - 4
     if activation == 'sigmoid':
         logits = logits[:, :-1]
-    samples = ClassifierSamples(
+    samples = HeadSamples(
         logits=torch.zeros_like(logits),
         labels=labels,
         weights=torch.ones(len(labels)) if weights is None else weights,

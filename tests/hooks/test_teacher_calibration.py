@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from calkd_det.calibration.reliability import reliability
 from calkd_det.errors import ConfigError
 from calkd_det.hooks import TeacherCalibrationHook, teacher_calibration
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 
 class Runner(SimpleNamespace):
@@ -83,7 +83,7 @@ def test_logs_whether_the_teacher_is_over_or_under_confident(
     runner = Runner(distilled(teacher_config, teacher[1]), epoch_length=1)
     logged: list[str] = []
     monkeypatch.setattr(runner.logger, 'info', logged.append)
-    samples = ClassifierSamples(
+    samples = HeadSamples(
         logits=torch.zeros(4, 2),
         labels=torch.tensor([0, 0, 0, 1]),
         weights=torch.ones(4),
@@ -109,7 +109,7 @@ def test_nan_logits_and_empty_batches_are_left_out(
     hook.before_train(runner)
     for logits in (torch.full((3, 2), torch.nan), torch.zeros(0, 2)):
         count = len(logits)
-        samples = ClassifierSamples(
+        samples = HeadSamples(
             logits, torch.zeros(count).long(), torch.ones(count), torch.zeros(count, 5), 'softmax'
         )
         hook._record_samples(runner.model.teacher.network, (None, [samples]), [logits])
@@ -142,7 +142,7 @@ def test_samples_of_zero_weight_are_left_out_and_a_dense_head_is_strided(activat
     logits = torch.randn(num_samples, 4, generator=generator)
     weights = torch.ones(num_samples)
     weights[::2] = 0
-    samples = ClassifierSamples(
+    samples = HeadSamples(
         logits=logits,
         labels=torch.randint(0, 4, (num_samples,), generator=generator),
         weights=weights,

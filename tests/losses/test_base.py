@@ -10,14 +10,13 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from calkd_det.detectors.distillation import call_loss
 from calkd_det.errors import ConfigError
-from calkd_det.losses import DistillationLoss
+from calkd_det.knowledge import HeadAnswer, HeadSamples
+from calkd_det.losses import ClassLoss
 from calkd_det.losses.base import AvgFactor
-from calkd_det.taps import ClassifierSamples
 
 
-class OwnLoss(DistillationLoss):
+class OwnLoss(ClassLoss):
     """Squared distances, divided as the head divides."""
 
     activation = 'sigmoid'
@@ -55,9 +54,9 @@ class PlainLoss(nn.Module):
 INPUTS = (torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0, 3]), torch.ones(2))
 
 
-def group(avg_factor: AvgFactor) -> ClassifierSamples:
+def group(avg_factor: AvgFactor) -> HeadSamples:
     locations = torch.zeros(1, 2)
-    return ClassifierSamples(INPUTS[0], *INPUTS[2:], locations, 'sigmoid', avg_factor=avg_factor)
+    return HeadSamples(INPUTS[0], *INPUTS[2:], locations, 'sigmoid', avg_factor=avg_factor)
 
 
 def test_a_loss_with_the_base_class() -> None:
@@ -65,7 +64,7 @@ def test_a_loss_with_the_base_class() -> None:
     assert (loss.tau, loss.scale, loss.loss_weight) == (2.0, 0.0, 0.5)
     assert repr(loss) == 'OwnLoss(tau=2.0, scale=0.0, loss_weight=0.5)'
     assert loss(*INPUTS, avg_factor=4.0) == 0.5 * 6 / 4
-    assert call_loss(loss, group(torch.tensor(4.0)), INPUTS[1]) == 0.5 * 6 / 4
+    assert group(torch.tensor(4.0)).compare(loss, HeadAnswer(INPUTS[1])) == 0.5 * 6 / 4
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_computes_outside_of_autocast() -> None:
 
 @pytest.mark.parametrize('avg_factor', [None, 4.0])
 def test_a_loss_of_four_arguments(avg_factor: float | None) -> None:
-    assert call_loss(PlainLoss(), group(avg_factor), INPUTS[1]) == 0.5
+    assert group(avg_factor).compare(PlainLoss(), HeadAnswer(INPUTS[1])) == 0.5
 
 
 @pytest.fixture

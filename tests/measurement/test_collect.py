@@ -28,7 +28,7 @@ from calkd_det.measurement.held_out import (
     overlap_warnings,
     read_held_out,
 )
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 TEACHER = 'mini/faster-rcnn_r18-teacher_fpn_12e_mini.py'
 DIGITS = 10
@@ -293,7 +293,7 @@ def test_store_keeps_exact_values_and_leaves_zero_weights_out(tmp_path: Path) ->
     logits = torch.randn(7, 4)
     weights = torch.tensor([1.0, 0, 2, 1, 1, 0, 1])
     for rows in (slice(0, 0), slice(0, 3), slice(3, 7)):
-        samples = ClassifierSamples(
+        samples = HeadSamples(
             logits=logits[rows],
             labels=torch.arange(7)[rows] % 4,
             weights=weights[rows],

@@ -19,7 +19,7 @@ from torch import nn
 
 from calkd_det.detectors import finite_watch
 from calkd_det.losses.kd_loss import kd_loss
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 Teacher = tuple[nn.Module, Path]
 
@@ -99,7 +99,7 @@ def test_finite_logits_are_not_told(
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_samples_without_finite_teacher_logits_are_as_if_not_sampled(value: float) -> None:
     logits = torch.randn(8, 4, requires_grad=True)
-    samples = ClassifierSamples(
+    samples = HeadSamples(
         logits=logits,
         labels=torch.arange(8) % 4,
         weights=torch.rand(8) + 0.5,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import calkd_det.taps.dense_head
 import calkd_det.taps.yolox_head
-from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.taps import HeadSamples, find_tap
 
 TWO_STAGE = [*two_stage_cases.CASES, *two_stage_cases.READ]
 DENSE = [*dense_cases.CASES, *dense_cases.READ]
@@ -46,7 +46,7 @@ AVERAGING = (
 class Divided:
     """One classifier's samples, and mmdet's loss of them before and after the division."""
 
-    samples: ClassifierSamples
+    samples: HeadSamples
     total: Tensor
     loss: Tensor
 
@@ -151,7 +151,7 @@ def test_what_it_counts(name: str, count: Any) -> None:
     assert float(each.samples.avg_factor) == count(each.samples)
 
 
-def foreground(samples: ClassifierSamples) -> int:
+def foreground(samples: HeadSamples) -> int:
     return int((samples.labels < samples.logits.shape[1]).sum())
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from calkd_det.calibration.scores import negative_log_likelihood
 from calkd_det.errors import ConfigError
-from calkd_det.taps import ClassifierSamples, Geometry, find_tap
+from calkd_det.taps import Geometry, HeadSamples, find_tap
 from calkd_det.taps.refused import REFUSED
 from calkd_det.teachers.folding import fold_batchnorm
 
@@ -62,7 +62,7 @@ def batch(detector: nn.Module, masks: bool | None = None) -> dict[str, list]:
 
 def record(
     detector: nn.Module, data: dict[str, list] | None = None
-) -> tuple[ClassifierSamples, list[Tensor]]:
+) -> tuple[HeadSamples, list[Tensor]]:
     """What the tap records of a step, and the maps that the head returned in it."""
     maps: list[Tensor] = []
     handle = detector.bbox_head.register_forward_hook(lambda m, a, out: maps.extend(out[0]))
@@ -261,7 +261,7 @@ def answers(name: str, **head: Any) -> tuple[nn.Module, tuple[Tensor, ...], Tens
             for m, (height, width) in zip(maps, asked)
         ]
     )
-    samples = ClassifierSamples(
+    samples = HeadSamples(
         expected, torch.zeros(0), torch.zeros(0), torch.tensor(asked), activation='sigmoid'
     )
     return detector, feats, expected, samples
@@ -283,9 +283,9 @@ def test_the_classification_branch_is_the_whole_heads(name: str, head: dict[str,
     detector, feats, expected, samples = answers(name, **head)
     tap = find_tap(detector, 'model')
     with torch.no_grad():
-        tap.keep_classifier(detector)
-        found = tap.classify(detector, feats, samples)
-        folded = tap.classify(fold_batchnorm(copy.deepcopy(detector)), feats, samples)
+        tap.keep(detector)
+        found = tap.answer(detector, feats, samples).logits
+        folded = tap.answer(fold_batchnorm(copy.deepcopy(detector)), feats, samples).logits
     assert torch.equal(found, expected)
     assert torch.allclose(folded, expected, atol=1e-4)
     assert expected.std() > 0.1
@@ -299,7 +299,7 @@ def test_folding_leaves_the_logits_of_convolutions_that_are_shared() -> None:
     detector, feats, expected, samples = answers('RTMDet')
     tap = find_tap(detector, 'model')
     with torch.no_grad():
-        found = tap.classify(fold_batchnorm(copy.deepcopy(detector)), feats, samples)
+        found = tap.answer(fold_batchnorm(copy.deepcopy(detector)), feats, samples).logits
     assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -342,7 +342,7 @@ def test_maps_that_are_too_small_are_a_sentence() -> None:
     detector, feats, _, samples = answers('ATSS')
     small = tuple(feat[..., :-4] for feat in feats)
     with pytest.raises(ConfigError, match=r'feature maps, 27x19, are smaller .* 26x21'):
-        find_tap(detector, 'model').classify(detector, small, samples)
+        find_tap(detector, 'model').answer(detector, small, samples)
 
 
 # Who can ask whom
@@ -542,7 +542,7 @@ def small_share(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def sample_share(
     detector: nn.Module, seeds: tuple[int, int] = (3, 4), masks: bool | None = None
-) -> ClassifierSamples:
+) -> HeadSamples:
     data = detector.data_preprocessor(batch(detector, masks), False)
     samples = find_tap(detector, 'model').sample_sets(
         detector.eval(), data['inputs'], data['data_samples'], seeds

@@ -69,7 +69,7 @@ def test_the_classification_branch_is_the_whole_heads(teacher: Teacher) -> None:
     rois = torch.tensor([[0, 4.0, 4, 40, 40], [1, 10.0, 20, 60, 70]])
     with torch.no_grad():
         expected = detector.roi_head._bbox_forward(feats, rois)['cls_score']
-        tap.keep_classifier(detector)
+        tap.keep(detector)
         answer = detector.roi_head._bbox_forward(feats, rois)
     assert torch.equal(answer['cls_score'], expected)
     assert answer['bbox_pred'] is None

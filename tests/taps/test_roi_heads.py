@@ -43,7 +43,7 @@ def test_a_tap_reads_and_answers_what_mmdet_computes(case: Case) -> None:
         assert (f'{ours.name}.' if ours.name else '', ours.factor) == (theirs.name, theirs.factor)
 
     other = find_tap(asked, 'model')
-    other.keep_classifier(asked)
+    other.keep(asked)
     calls: Counter[str] = Counter()
     for name, module in asked.named_modules():
         module.register_forward_hook(lambda m, args, output, name=name: calls.update([name]))
@@ -53,7 +53,7 @@ def test_a_tap_reads_and_answers_what_mmdet_computes(case: Case) -> None:
         feats = other.prepare(asked, asked.extract_feat(data['inputs']))
         for ours, stage, theirs in zip(samples, stages, seen):
             question = replace(ours, name=other.classifiers(asked)[stage])
-            answer = other.classify(asked, feats, question)
+            answer = other.answer(asked, feats, question).logits
             torch.testing.assert_close(answer, theirs.teacher, rtol=1e-5, atol=1e-5)
     assert not [name for name in calls if re.search(case.head.not_asked, name)]
     kept = [name for name, module in asked.named_modules() if module._parameters]

@@ -18,7 +18,7 @@ from calkd_det.commands.benchmark.timing import alternate
 from calkd_det.detectors.finite_watch import FiniteWatch
 from calkd_det.losses import BinaryKDLoss
 from calkd_det.losses.binary_kd_loss import Weighting
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 
 WEIGHTINGS: tuple[Weighting, ...] = ('difference', 'foreground', 'all')
 FOREGROUND_SHARE = 0.002  # of the samples of a dense head, an order of magnitude
@@ -109,7 +109,7 @@ def measure_losses(samples: int, classes: int, dtype: torch.dtype, rounds: int) 
     for name, loss in losses.items():
         kept, peak = loss_memory(loss, student)
         costs.append(LossCost(name, kept / unit, peak / unit, statistics.median(seconds[name])))
-    group = ClassifierSamples(student, labels, weights, torch.zeros(1, 2), 'sigmoid')
+    group = HeadSamples(student, labels, weights, torch.zeros(1, 2), 'sigmoid')
     watch = {'FiniteWatch': lambda: FiniteWatch().note([group], [teacher])}
     seconds, _ = alternate(watch, rounds=rounds, warm_up=1, device=torch.device('cpu'))
     peak, _ = traced_bytes(watch['FiniteWatch'])

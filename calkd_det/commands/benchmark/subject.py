@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
-from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.taps import HeadSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.frozen_teacher import build_detector
 from calkd_det.teachers.source import read_source
@@ -142,7 +142,7 @@ def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dic
     return dict(inputs=inputs, data_samples=data_samples)
 
 
-def detached(samples: list[ClassifierSamples]) -> list[ClassifierSamples]:
+def detached(samples: list[HeadSamples]) -> list[HeadSamples]:
     """Return the same samples without the student's graph, their logits leaves of a new one."""
     return [
         replace(group, logits=group.logits.detach().clone().requires_grad_()) for group in samples

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from calkd_det.calibration import TemperatureScaling
 from calkd_det.commands.benchmark.subject import Subject, detached
 from calkd_det.detectors.distillation import build_losses
-from calkd_det.taps import ClassifierSamples, find_tap
+from calkd_det.knowledge import HeadAnswer, HeadSamples
+from calkd_det.taps import find_tap
 from calkd_det.teachers.folding import fold_batchnorm
 
 # From a subject, and whether to use autocast, to one step, which returns its loss of distillation
@@ -87,7 +88,7 @@ def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
     data, samples = loss_samples(subject, amp)
     teacher = subject.teacher()
     tap = find_tap(teacher, 'the teacher')
-    tap.keep_classifier(teacher)
+    tap.keep(teacher)
     teacher = fold_batchnorm(teacher.cpu()).to(subject.device)
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ def teacher_alone(subject: Subject, amp: bool) -> Callable[[], float | None]:
             feats = tuple(feat.to(data['inputs'].dtype) for feat in feats)
             feats = tap.prepare(teacher, feats)
             for group in samples:
-                tap.classify(teacher, feats, group)
+                tap.answer(teacher, feats, group)
 
     return step
 
@@ -151,11 +152,11 @@ def second_forward(subject: Subject, amp: bool) -> Callable[[], float | None]:
             logs = student(**data, mode='loss')
         own_feats = tap.prepare(student, feats[0])
         again = [
-            replace(group, logits=tap.classify(student, own_feats, group)) for group in samples
+            replace(group, logits=tap.answer(student, own_feats, group).logits) for group in samples
         ]
         with torch.no_grad():
             teacher_feats = tap.prepare(teacher, teacher.extract_feat(data['inputs']))
-            answers = [tap.classify(teacher, teacher_feats, group) for group in samples]
+            answers = [tap.answer(teacher, teacher_feats, group).logits for group in samples]
         return {**logs, **compare(again, answers)}
 
     return train_step(subject, student, amp, losses)
@@ -172,12 +173,12 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
     network = distilled.teacher.network
     with torch.no_grad(), autocast(subject.device, amp):
         feats = network.detector.extract_feat(data['inputs'])
-        feats = network.tap.prepare(network.detector, feats)
-        raw = [network.tap.classify(network.detector, feats, group) for group in samples]
+        feats = network.taps.prepare(network.detector, feats)
+        raw = [network.taps.answer(network.detector, feats, group) for group in samples]
 
     @torch.no_grad()
-    def answers(*args: Any) -> list[Tensor]:
-        return [network.calibrate(answer.clone()) for answer in raw]
+    def answers(*args: Any) -> list[HeadAnswer]:
+        return [HeadAnswer(network.calibrate(answer.logits.clone())) for answer in raw]
 
     distilled.teacher = answers
 
@@ -192,14 +193,12 @@ def kd_part(subject: Subject, amp: bool) -> Callable[[], float | None]:
 
 def comparison(
     subject: Subject,
-) -> Callable[[Sequence[ClassifierSamples], Sequence[Tensor]], dict[str, Tensor]]:
+) -> Callable[[Sequence[HeadSamples], Sequence[Tensor]], dict[str, Tensor]]:
     """Return the config's losses of distillation, without anything else."""
     calibrate = TemperatureScaling()
     losses = build_losses(subject.cfg.model.distillation)
 
-    def compare(
-        samples: Sequence[ClassifierSamples], answers: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
+    def compare(samples: Sequence[HeadSamples], answers: Sequence[Tensor]) -> dict[str, Tensor]:
         return {
             f'{group.name}.{name}': loss(
                 group.logits, calibrate(answer), group.labels, group.weights
@@ -211,7 +210,7 @@ def comparison(
     return compare
 
 
-def loss_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamples]]:
+def loss_samples(subject: Subject, amp: bool) -> tuple[dict, list[HeadSamples]]:
     """Return a normalised batch and the samples of the plain student's loss."""
     student = subject.student()
     data = student.data_preprocessor(subject.batch, True)
@@ -221,7 +220,7 @@ def loss_samples(subject: Subject, amp: bool) -> tuple[dict, list[ClassifierSamp
     return data, detached(samples)
 
 
-def _first(group: ClassifierSamples, count: int) -> ClassifierSamples:
+def _first(group: HeadSamples, count: int) -> HeadSamples:
     columns = ('logits', 'labels', 'weights')  # what losses look at
     return replace(group, **{name: getattr(group, name)[:count] for name in columns})
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calkd_det.commands.doctor.evidence import check_evidence, judge_samples
 from calkd_det.measurement.collect import SampleStore
-from calkd_det.taps import ClassifierSamples
+from calkd_det.taps import HeadSamples
 from calkd_det.teachers.class_map import ClassMap
 
 NUM_CLASSES = 3
@@ -49,7 +49,7 @@ def store_of(names: list[int], labels_of: list[int], activation: str, images: in
         labels = torch.cat([labels, torch.full((20,), size - 1)])
         columns = torch.tensor([*names, size - 1])[labels]
         logits = 8 * torch.eye(size)[columns] - 5
-        samples = ClassifierSamples(
+        samples = HeadSamples(
             logits=logits if activation == 'softmax' else logits[:, :-1],
             labels=labels,
             weights=torch.ones(len(labels)),

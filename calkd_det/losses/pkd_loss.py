@@ -1,0 +1,105 @@
+"""Pearson-correlation distillation of feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from calkd_det.losses.base import FeatureLoss
+
+EPS = 1e-6
+
+
+def pkd_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    valid: Sequence[Tensor] | None = None,
+) -> Tensor:
+    r"""Compute the squared distance of standardised feature maps, summed over levels.
+
+    Each channel of a level is standardised over the M places of all images,
+    :math:`\hat{x} = (x - \mu) / (\sigma + \epsilon)` with the unbiased :math:`\sigma` and
+    :math:`\epsilon = 10^{-6}`:
+
+    .. math::
+        \sum_{\text{levels}} \frac{1}{2 M D} \sum_{d=1}^{D} \sum_{m=1}^{M}
+        \left(\hat{s}_{md} - \hat{t}_{md}\right)^2
+
+    A level's term is :math:`\frac{M - 1}{M} (1 - \bar{r})` up to :math:`\epsilon`, where
+    :math:`\bar{r}` is the mean over channels of Pearson's correlation of student and teacher. So
+    neither scale nor offset of a channel counts. (Cao et al., `PKD: General Distillation
+    Framework for Object Detectors via Pearson Correlation Coefficient
+    <https://arxiv.org/abs/2207.02039>`_, section 3.3.)
+
+    Statistics are those of one process. They are computed in float32.
+
+    Args:
+        student: Feature maps by level, float, each of shape (B, D, h, w).
+        teacher: As many, of the same shapes. Gradients do not flow into them.
+        valid: For each level which places count, bool, shape
+            (B, 1, h, w); others, such as padding, are left out. None where all
+            count.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.randn(2, 8, 4, 4)]
+        >>> pkd_loss(maps, [3 * maps[0] + 1]) < 1e-6
+        tensor(True)
+    """
+    masks = [None] * len(teacher) if valid is None else valid
+    return torch.stack([_level(*maps) for maps in zip(student, teacher, masks)]).sum()
+
+
+def _level(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    student, teacher = student.float(), teacher.detach().float()
+    own, other = _standardise(student, mask), _standardise(teacher, mask)
+    count = teacher[:, 0].numel() if mask is None else mask.sum()
+    return (own - other).square().sum() / (2 * count * teacher.shape[1])
+
+
+def _standardise(maps: Tensor, mask: Tensor | None) -> Tensor:
+    """Standardise each channel over the valid places of all images; all others become zero."""
+    dims = (0, 2, 3)
+    if mask is None:
+        centred = maps - maps.mean(dim=dims, keepdim=True)
+        degrees: Tensor | int = max(maps[:, 0].numel() - 1, 1)
+    else:
+        count = mask.sum()
+        centred = (maps - (maps * mask).sum(dim=dims, keepdim=True) / count) * mask
+        degrees = (count - 1).clamp(min=1)
+    variance = centred.square().sum(dim=dims, keepdim=True) / degrees
+    # A channel that is constant has no correlation: it becomes zero and gets no gradient.
+    varies = variance > 0
+    return centred * (varies / (variance.where(varies, 1.0).sqrt() + EPS))
+
+
+@MODELS.register_module()
+class PKDLoss(FeatureLoss):
+    """:func:`pkd_loss` as a registered module.
+
+    Args:
+        loss_weight: Factor of the loss, >= 0. Zero switches it off. The authors took 6 for Faster
+            R-CNN and 10 for RetinaNet and FCOS.
+        num_levels: The number of levels, from the finest, that are compared.
+
+    Raises:
+        ConfigError: A number is not finite or out of its range.
+    """
+
+    def __init__(self, loss_weight: float = 6.0, num_levels: int = 4) -> None:
+        super().__init__(loss_weight, num_levels=num_levels)
+
+    def compute(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        valid: Sequence[Tensor] | None,
+        boxes: Sequence[Tensor],
+    ) -> Tensor:
+        return pkd_loss(student, teacher, valid)

@@ -1,0 +1,109 @@
+"""The taps that together read the kinds of knowledge that a detector is distilled by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Union
+
+from mmdet.structures import SampleList
+from torch import Tensor, nn
+
+from calkd_det.errors import ConfigError
+from calkd_det.knowledge import FeatureMaps, HeadAnswer, Kind, Knowledge
+from calkd_det.taps.base import Tap
+from calkd_det.taps.box_head import keep_children
+from calkd_det.taps.feature_maps import FeatureMapTap
+from calkd_det.taps.refused import describe_heads
+from calkd_det.taps.registry import find_tap
+
+Answer = Union[HeadAnswer, tuple[Tensor, ...]]
+
+_HEAD_KINDS: frozenset[Kind] = frozenset({'class', 'box'})
+# What computes the features of every detector of mmdet.
+_BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
+
+
+class KnowledgeTaps:
+    """The taps for some kinds of knowledge of one detector; each is used as one tap.
+
+    Args:
+        kinds: What is asked.
+        head: The tap of the detector's head; None where only features are asked.
+
+    Attributes:
+        features: The tap of the feature maps; None where they are not asked.
+    """
+
+    def __init__(self, kinds: frozenset[Kind], head: Tap | None) -> None:
+        self.kinds = kinds
+        self.head = head
+        self.features = FeatureMapTap() if 'features' in kinds else None
+
+    @contextmanager
+    def record(self, detector: nn.Module, data_samples: SampleList) -> Iterator[list[Knowledge]]:
+        """Record the knowledge of a detector while it computes its loss.
+
+        Args:
+            detector: The student.
+            data_samples: Annotations and meta information of each image of the batch.
+
+        Returns:
+            A context manager that gives a list. The list is empty inside the block. After the
+            block it holds what was recorded, and the detector has no hook left.
+        """
+        knowledge: list[Knowledge] = []
+        with ExitStack() as stack:
+            parts = [
+                stack.enter_context(tap.record(detector, self.kinds, data_samples))
+                for tap in (self.head, self.features)
+                if tap is not None
+            ]
+            yield knowledge
+        knowledge.extend(piece for part in parts for piece in part)
+
+    def keep(self, detector: nn.Module) -> None:
+        """Remove, in place, every part of a frozen detector that :meth:`answer` does not run."""
+        if self.head is None:
+            keep_children(detector, _BEFORE_HEADS)
+        else:
+            self.head.keep(detector, self.kinds)
+
+    def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Add to a frozen detector's features what all its answers share."""
+        return feats if self.head is None else self.head.prepare(detector, feats)
+
+    def answer(self, detector: nn.Module, feats: tuple[Tensor, ...], piece: Knowledge) -> Answer:
+        """Ask a detector what the student was asked.
+
+        Args:
+            detector: The teacher, after :meth:`keep`.
+            feats: Its features of the same batch, from :meth:`prepare`.
+            piece: A piece of the student's knowledge.
+        """
+        if isinstance(piece, FeatureMaps):
+            return self.features.answer(detector, feats, piece)
+        return self.head.answer(detector, feats, piece)
+
+
+def find_taps(detector: nn.Module, kinds: frozenset[Kind], key: str) -> KnowledgeTaps:
+    """Return the taps that read some kinds of knowledge of a detector.
+
+    Args:
+        detector: Any mmdet detector.
+        kinds: What will be asked.
+        key: How an error message names the detector, e.g. ``model``.
+
+    Raises:
+        ConfigError: The detector's head cannot be read, see
+            :func:`~calkd_det.taps.registry.find_tap`, or its boxes cannot.
+    """
+    if not kinds & _HEAD_KINDS:
+        return KnowledgeTaps(kinds, None)
+    head = find_tap(detector, key)
+    if 'box' in kinds and 'box' not in head.kinds(detector):
+        raise ConfigError(
+            f'{key}: CalKD-Det reads the class logits of a {type(detector).__name__} with '
+            f'{describe_heads(detector)}, but not its boxes'
+        )
+    return KnowledgeTaps(kinds, head)
