@@ -8,7 +8,7 @@ import torch
 from calkd_det.commands.benchmark.loss_cost import traced_bytes
 from calkd_det.detectors import finite_watch
 from calkd_det.detectors.finite_watch import FiniteWatch
-from calkd_det.taps import HeadSamples
+from calkd_det.knowledge import HeadAnswer, HeadSamples
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -37,7 +37,9 @@ def test_one_value_of_one_classifier_is_enough(
     logits[whose][1, 31, 4] = value
     watch = FiniteWatch()
     student = logits['student'].requires_grad_()
-    watch.note([group(student[0]), group(student[1])], [*logits['teacher']])
+    watch.note(
+        [group(student[0]), group(student[1])], [HeadAnswer(each) for each in logits['teacher']]
+    )
     watch.report()
     assert len(told) == 1
     assert f'class logits of the {whose} are NaN or infinite' in told[0]
@@ -47,14 +49,16 @@ def test_one_value_of_one_classifier_is_enough(
 def test_the_largest_finite_values_are_finite(told: list[str], dtype: torch.dtype) -> None:
     largest = torch.full((300, 80), torch.finfo(dtype).max, dtype=dtype)
     watch = FiniteWatch()
-    watch.note([group(largest), group(-largest)], [-largest, largest])
+    watch.note([group(largest), group(-largest)], [HeadAnswer(-largest), HeadAnswer(largest)])
     watch.report()
     assert told == []
 
 
 def test_no_samples(told: list[str]) -> None:
     watch = FiniteWatch()
-    watch.note([group(torch.zeros(0, 80)), group(torch.ones(3, 80))], [torch.zeros(0, 80)])
+    watch.note(
+        [group(torch.zeros(0, 80)), group(torch.ones(3, 80))], [HeadAnswer(torch.zeros(0, 80))]
+    )
     watch.report()
     assert told == []
 
@@ -62,6 +66,6 @@ def test_no_samples(told: list[str]) -> None:
 def test_nothing_of_the_size_of_the_logits_is_made() -> None:
     logits = torch.randn(2000, 80, requires_grad=True)
     watch = FiniteWatch()
-    peak, _ = traced_bytes(lambda: watch.note([group(logits)], [logits.detach()]))
+    peak, _ = traced_bytes(lambda: watch.note([group(logits)], [HeadAnswer(logits.detach())]))
     # 24 kB are the labels and weights that group() makes.
     assert peak < 0.1 * logits.numel() * logits.element_size()

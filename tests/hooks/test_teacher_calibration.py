@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from calkd_det.calibration.reliability import reliability
 from calkd_det.errors import ConfigError
 from calkd_det.hooks import TeacherCalibrationHook, teacher_calibration
-from calkd_det.taps import HeadSamples
+from calkd_det.knowledge import HeadAnswer, HeadSamples
 
 
 class Runner(SimpleNamespace):
@@ -46,8 +46,8 @@ def test_logs_the_ece_of_all_samples_so_far(
     hook.before_train(runner)
     recorded: list[tuple[Tensor, Tensor]] = []
 
-    def record(network: nn.Module, args: tuple, answers: list[Tensor]) -> None:
-        recorded.append((answers[0].softmax(1), args[1][0].labels))
+    def record(network: nn.Module, args: tuple, answers: list[HeadAnswer]) -> None:
+        recorded.append((answers[0].logits.softmax(1), args[1][0].labels))
 
     detector.teacher.network.register_forward_hook(record)
     logged = []
@@ -93,7 +93,7 @@ def test_logs_whether_the_teacher_is_over_or_under_confident(
     for scale, side in ((5.0, 'over-confident'), (0.1, 'under-confident')):
         hook = TeacherCalibrationHook()
         hook.before_train(runner)
-        answers = [torch.tensor([[scale, 0.0]]).expand(4, 2)]
+        answers = [HeadAnswer(torch.tensor([[scale, 0.0]]).expand(4, 2))]
         hook._record_samples(runner.model.teacher.network, (None, [samples]), answers)
         hook.after_train_iter(runner, 0)
         assert side in logged[-1]
@@ -112,7 +112,7 @@ def test_nan_logits_and_empty_batches_are_left_out(
         samples = HeadSamples(
             logits, torch.zeros(count).long(), torch.ones(count), torch.zeros(count, 5), 'softmax'
         )
-        hook._record_samples(runner.model.teacher.network, (None, [samples]), [logits])
+        hook._record_samples(runner.model.teacher.network, (None, [samples]), [HeadAnswer(logits)])
         hook.after_train_iter(runner, 0)
     assert hook.total.sums.sum() == 0
 
@@ -150,7 +150,7 @@ def test_samples_of_zero_weight_are_left_out_and_a_dense_head_is_strided(activat
         activation=activation,
     )
     for _ in range(3):
-        hook._record_samples(None, (None, [samples]), [logits])
+        hook._record_samples(None, (None, [samples]), [HeadAnswer(logits)])
     overall = hook._bin_samples()
     assert overall.num_samples == int((weights > 0).sum())  # three steps read each sample once
     probs = logits.softmax(1) if activation == 'softmax' else logits.sigmoid()

@@ -124,5 +124,5 @@ def test_a_detector_passes_the_divisor_of_the_head_on(teacher_config: Any, teach
     detector = helpers.build(cfg)
     detector.distillation = {'loss_kd': OwnLoss()}
 
-    detector.teacher = lambda feats, samples: [INPUTS[1].clone()]
+    detector.teacher = lambda feats, samples: [HeadAnswer(INPUTS[1].clone())]
     assert detector.distillation_losses((), [group(4.0)])['loss_kd'] == 6 / 4

@@ -1,4 +1,4 @@
-"""What every distillation loss promises, whichever it is."""
+"""What every loss of class logits promises, whichever it is."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ from calkd_det.calibration import (
     TemperatureScaling,
 )
 from calkd_det.errors import ConfigError
+from calkd_det.losses import ClassLoss
 
 CLASSES = 6
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'losses.md'
 PUBLIC = [getattr(calkd_det.losses, name) for name in calkd_det.losses.__all__]
-LOSSES = [value for value in PUBLIC if inspect.isclass(value) and not inspect.isabstract(value)]
+LOSSES = [
+    value
+    for value in PUBLIC
+    if inspect.isclass(value) and issubclass(value, ClassLoss) and value is not ClassLoss
+]
 # Arguments under which nothing of a loss is held constant for the gradient.
 DIFFERENTIABLE = {'BinaryKDLoss': dict(weighting='all')}
 HALVES = [torch.float16, torch.bfloat16]

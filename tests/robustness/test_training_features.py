@@ -194,7 +194,9 @@ def test_channels_last_leaves_the_teachers_answers(distilled: ConfigDict) -> Non
     plain = initialised(helpers.detector_config()).to(memory_format=torch.channels_last)
     detector = initialised(distilled)
     answers: list[Tensor] = []
-    detector.teacher.network.register_forward_hook(lambda m, a, o: answers.extend(o))
+    detector.teacher.network.register_forward_hook(
+        lambda m, a, o: answers.extend(each.logits for each in o)
+    )
     step(copy.deepcopy(detector))
     logs = step(detector.to(memory_format=torch.channels_last))
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-4, atol=1e-4)

@@ -325,7 +325,9 @@ def test_a_teacher_that_pads_its_images_more_is_cropped(
     detector = helpers.build(cfg)
     detector.init_weights()
     given: list[Tensor] = []
-    detector.teacher.network.register_forward_hook(lambda m, a, out: given.extend(out))
+    detector.teacher.network.register_forward_hook(
+        lambda m, a, out: given.extend(each.logits for each in out)
+    )
     helpers.loss(detector.train(), helpers.batch())
     with torch.no_grad():
         data = plain.data_preprocessor(helpers.batch(), False)
