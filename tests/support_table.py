@@ -49,7 +49,8 @@ def refused_table() -> str:
 
 def filled_page() -> str:
     """The page with both tables as they are now."""
-    from test_every_detector import CASES, LOSSES
+    from pairs import CASES
+    from test_every_detector import LOSSES
 
     blocks = {'support': support_table(CASES, LOSSES), 'refused': refused_table()}
     return fill_blocks(PAGE.read_text('utf-8'), blocks)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import helpers
 import pytest
 import torch
-import two_stage_cases
 from cases import Captured, Case
-from mmengine.config import ConfigDict
+from pairs import (
+    Pair,
+    assert_same_tensors,
+    distillation_losses,
+    distilled_config,
+    freeze_batchnorm,
+    gradient_norm,
+    make_teacher,
+    one_step,
+    plain,
+    save,
+)
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import calkd_det.losses
-
-CASES: list[Case] = [*two_stage_cases.CASES]
-if importlib.util.find_spec('dense_cases'):
-    import dense_cases
-
-    CASES += dense_cases.CASES
 
 LOSSES = {
     name: cls
@@ -36,124 +35,11 @@ LOSSES = {
 DIAGNOSTICS = {'teacher_confidence', 'teacher_accuracy', 'teacher_agreement'}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A case, its plain teacher in eval mode, that one's checkpoint and the distilled student."""
-
-    case: Case
-    teacher: nn.Module
-    checkpoint: Path
-    detector: nn.Module
-
-
-@pytest.fixture(scope='module', params=CASES, ids=lambda case: case.name)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    case: Case = request.param
-    checkpoint = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
-    teacher = make_teacher(case, case.teacher, checkpoint, helpers.CLASSES)
-    detector = helpers.build(distilled_config(case, checkpoint))
-    detector.init_weights()
-    case.sharpen(detector, seed=9)
-    return Pair(case, teacher, checkpoint, detector)
-
-
-@pytest.fixture
-def case(pair: Pair) -> Case:
-    return pair.case
-
-
-@pytest.fixture
-def detector(pair: Pair) -> nn.Module:
-    """A distilled detector of this test's own; its teacher is that of the other tests."""
-    return copy.deepcopy(pair.detector).train()
-
-
-def distilled_config(case: Case, checkpoint: Path, **changes: Any) -> ConfigDict:
-    """The case's student with its teacher; ``changes`` override either dict."""
-    cfg = copy.deepcopy(case.student)
-    cfg.type = case.detector
-    cfg.teacher = dict(
-        config=dict(model=case.teacher.to_dict()),
-        checkpoint=str(checkpoint),
-        **case.teacher_options,
-    )
-    cfg.teacher.update(changes.get('teacher', {}))
-    cfg.distillation = {**case.distillation, **changes.get('distillation', {})}
-    return cfg
-
-
-def make_teacher(
-    case: Case, cfg: ConfigDict, checkpoint: Path, classes: tuple[str, ...]
-) -> nn.Module:
-    teacher = helpers.build(cfg, seed=1)
-    helpers.randomise_batchnorm(teacher)
-    case.sharpen(teacher, seed=3)
-    save(teacher, checkpoint, classes)
-    return teacher.eval()
-
-
-def save(detector: nn.Module, checkpoint: Path, classes: tuple[str, ...]) -> None:
-    meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(meta=meta, state_dict=detector.state_dict()), checkpoint)
-
-
-def plain(case: Case, like: nn.Module | None = None) -> nn.Module:
-    """The plain student in train mode, with the weights of another one."""
-    detector = helpers.build(case.student)
-    if like is not None:
-        detector.load_state_dict(like.state_dict())
-    return detector.train()
-
-
-def one_step(detector: nn.Module, case: Case) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
-    """Losses, gradients and the state of the random number generator after a step."""
-    torch.manual_seed(5)
-    total, logs = detector.parse_losses(helpers.loss(detector, case.batch()))
-    total.backward()
-    grads = {name: p.grad for name, p in detector.named_parameters()}
-    return logs, grads, torch.get_rng_state()
-
-
-def assert_same_tensors(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        assert (a[key] is None) == (b[key] is None), key
-        assert a[key] is None or torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])), key
-
-
-def distillation_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in losses.items() if 'loss_kd' in name}
-
-
-def gradient_norm(detector: nn.Module, loss: Tensor) -> float:
-    parameters = [p for p in detector.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return sum(float(g.square().sum()) for g in grads if g is not None) ** 0.5
-
-
 def captured(case: Case, detector: nn.Module, teacher: nn.Module) -> list[Captured]:
     """What plain detectors see in the step that ``torch.manual_seed(5)`` makes of a student."""
     student = plain(case, like=detector)
     torch.manual_seed(5)
     return case.head.capture(case, student, teacher)
-
-
-@pytest.fixture
-def watched() -> Iterator[Any]:
-    """Counts the runs of every module of a detector, by name."""
-    handles = []
-
-    def watch(detector: nn.Module) -> Counter[str]:
-        calls: Counter[str] = Counter()
-        for name, module in detector.named_modules():
-            handles.append(
-                module.register_forward_hook(lambda m, a, out, name=name: calls.update([name]))
-            )
-        return calls
-
-    yield watch
-    for handle in handles:
-        handle.remove()
 
 
 def reference_loss(loss: nn.Module, seen: Captured, teacher: Tensor) -> Tensor:
@@ -397,12 +283,6 @@ class TestEveryDetector:
             values.append(total.item())
         assert min(values[-2:]) < 0.9 * values[0], values
         assert_same_tensors(before, detector.teacher.network.state_dict())
-
-
-def freeze_batchnorm(detector: nn.Module) -> None:
-    for module in detector.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
 
 
 def set_num_classes(cfg: Any, old: int, new: int) -> None:

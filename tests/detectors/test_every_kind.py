@@ -1,0 +1,151 @@
+"""What every detector promises when its teacher hands on all kinds of knowledge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from pairs import (
+    Pair,
+    assert_same_tensors,
+    distillation_losses,
+    distilled_config,
+    freeze_batchnorm,
+    gradient_norm,
+    one_step,
+    plain,
+    save,
+)
+from torch import Tensor, nn
+
+from calkd_det.taps import find_tap
+
+FEATURES = {'pkd': dict(type='PKDLoss', num_levels=None), 'cwd': dict(type='CWDLoss')}
+
+
+def losses_of(pair: Pair) -> dict[str, dict[str, Any]]:
+    """Losses of each kind that the case's student has."""
+    losses = {'cls': dict(pair.case.distillation), **FEATURES}
+    if 'box' in find_tap(pair.detector, 'model').kinds(pair.detector):
+        losses['bbox'] = dict(type='BoxKDLoss')
+    return losses
+
+
+def config(pair: Pair, checkpoint: Path | None = None, **losses: Any) -> ConfigDict:
+    """The case's student with losses of each kind, or with the given ones."""
+    cfg = distilled_config(pair.case, checkpoint or pair.checkpoint)
+    cfg.distillation = losses or losses_of(pair)
+    return cfg
+
+
+def built(pair: Pair, cfg: ConfigDict) -> nn.Module:
+    """The distilled student in train mode, with the weights of the pair's."""
+    detector = helpers.build(cfg)
+    detector.init_weights()
+    detector.load_state_dict(pair.detector.state_dict())
+    return detector.train()
+
+
+class TestEveryKind:
+    def test_the_student_stays_the_plain_one(self, pair: Pair) -> None:
+        """Modules, losses of its own, sampling, and one loss more a kind and classifier."""
+        detector = built(pair, config(pair))
+        reference = plain(pair.case, like=detector)
+        assert list(detector.state_dict()) == list(reference.state_dict())
+        plain_logs, plain_grads, plain_state = one_step(reference, pair.case)
+        logs, grads, state = one_step(detector, pair.case)
+        for name in plain_logs.keys() - {'loss'}:
+            assert torch.equal(torch.as_tensor(logs[name]), torch.as_tensor(plain_logs[name]))
+        assert torch.equal(state, plain_state)
+        names = {key.split('.')[-1] for key in logs if 'loss_kd' in key}
+        assert names == {f'loss_kd_{name}' for name in losses_of(pair)}
+        assert grads.keys() == plain_grads.keys()
+        assert all(torch.isfinite(grad).all() for grad in grads.values() if grad is not None)
+
+    def test_weight_0_of_all_is_the_plain_step_bit_for_bit(
+        self, pair: Pair, tmp_path: Path
+    ) -> None:
+        losses = {name: {**loss, 'loss_weight': 0} for name, loss in losses_of(pair).items()}
+        detector = built(pair, config(pair, tmp_path / 'nowhere.pth', **losses))
+        assert_same_tensors(
+            one_step(detector, pair.case)[1], one_step(plain(pair.case, detector), pair.case)[1]
+        )
+
+    def test_each_network_runs_once(self, pair: Pair, watched: Any) -> None:
+        detector = built(pair, config(pair))
+        reference = plain(pair.case, like=detector)
+        ours, plain_ones, teacher = (
+            watched(each) for each in (detector, reference, detector.teacher.network.detector)
+        )
+        for each in (detector, reference):
+            torch.manual_seed(5)
+            helpers.loss(each, pair.case.batch())
+        # Losses are children of the head too, and no network of a student runs for another.
+        assert {k: v for k, v in ours.items() if k} == {k: v for k, v in plain_ones.items() if k}
+        assert teacher['backbone'] == teacher['neck'] == 1
+
+    def test_a_detector_that_teaches_itself_has_no_loss_of_any_kind(
+        self, pair: Pair, tmp_path: Path
+    ) -> None:
+        save(pair.detector, tmp_path / 'teacher.pth', helpers.CLASSES)
+        cfg = config(pair, tmp_path / 'teacher.pth')
+        cfg.teacher = dict(
+            config=dict(model=pair.case.student.to_dict()),
+            checkpoint=str(tmp_path / 'teacher.pth'),
+            calibrator=dict(type='TemperatureScaling', temperature=1.0),
+        )
+        ours = built(pair, cfg)
+        freeze_batchnorm(ours)  # as the teacher's
+        losses = helpers.loss(ours, pair.case.batch())
+        own = own_loss(losses)
+        found = distillation_losses(losses)
+        assert found
+        for name, value in found.items():
+            # A divergence summed over all places of a map rounds to about this.
+            assert value.item() == pytest.approx(0, abs=1e-5), name
+            assert gradient_norm(ours, value) < 2e-3 * gradient_norm(ours, own), name
+
+    def test_images_without_objects_are_finite(self, pair: Pair) -> None:
+        detector = built(pair, config(pair))
+        take_away = pair.case.head.take_samples_away
+        if take_away is not None:
+            take_away(detector)
+        total = sum(
+            distillation_losses(helpers.loss(detector, pair.case.batch(num_boxes=0))).values()
+        )
+        total.backward()
+        assert total.isfinite()
+        assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+
+    def test_features_alone_ask_no_head(self, pair: Pair) -> None:
+        detector = built(pair, config(pair, **FEATURES))
+        kept = dict(detector.teacher.network.detector.named_children())
+        assert {name for name, child in kept.items() if any(True for _ in child.parameters())} == {
+            'backbone',
+            'neck',
+        }
+        logs = helpers.loss(detector, pair.case.batch())
+        assert distillation_losses(logs).keys() == {'loss_kd_pkd', 'loss_kd_cwd'}
+        assert not [name for name in logs if 'teacher' in name]
+
+    def test_predicts_without_any_teacher_file(self, pair: Pair, tmp_path: Path) -> None:
+        cfg = config(pair, tmp_path / 'nowhere.pth')
+        cfg.teacher.config = str(tmp_path / 'nowhere.py')
+        ours = helpers.build(cfg)
+        ours.load_state_dict(pair.detector.state_dict())
+        theirs = plain(pair.case, like=ours)
+        for a, b in zip(*(each.eval().test_step(pair.case.batch()) for each in (ours, theirs))):
+            assert_same_tensors(dict(a.pred_instances.items()), dict(b.pred_instances.items()))
+
+
+def own_loss(losses: dict[str, Any]) -> Tensor:
+    """The sum of the plain detector's losses."""
+    return sum(
+        torch.as_tensor(value[0] if isinstance(value, list) else value).sum()
+        for name, value in losses.items()
+        if 'loss' in name and 'loss_kd' not in name
+    )
