@@ -1,8 +1,7 @@
 """Time a distilled training step.
 
-Random weights and a batch of noise: the plain student's step, the teacher's bare inference,
-this project's step with the teacher's options, and two other ways to distil, all in turn in
-one process.
+Random weights and a batch of noise: the plain student's step, the teacher's bare inference, this
+project's step, each of its losses and the rest of what it adds, all in turn in one process.
 """
 
 from __future__ import annotations
@@ -19,13 +18,8 @@ from calkd_cli.options import (
 )
 
 EPILOG = """\
-writes step.json and step.md into OUT; with --growth growth.json, growth.md and growth.png
+writes step.json and step.md into OUT after each config
 """
-TEACHERS = [
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-    'mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py',
-    'mmdet::faster_rcnn/faster-rcnn_x101-32x4d_fpn_1x_coco.py',
-]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -36,8 +30,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--page',
         type=Path,
-        help='a page with <!-- begin step --> or <!-- begin growth -->: write the table there, and '
-        'the files into a folder of its name beside it',
+        help='a page with <!-- begin step -->: write the table there, and the files into a folder '
+        'of its name beside it',
     )
     add_device(parser)
     parser.add_argument(
@@ -61,23 +55,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--amp', action='store_true', help='autocast: float16 on a GPU, bfloat16 on a CPU'
     )
     parser.add_argument(
-        '--ways',
-        nargs='+',
-        metavar='NAME',
-        help='which to time beside student, teacher and CalKD; default: all',
+        '--precision',
+        choices=['bfloat16', 'float16'],
+        help='also time a teacher of this precision',
     )
     parser.add_argument('--no-memory', action='store_true', help='leave peak memory out')
-    parser.add_argument('--growth', action='store_true', help='how the cost grows, instead')
-    parser.add_argument(
-        '--teachers', nargs='+', metavar='CONFIG', default=TEACHERS, help='with --growth'
-    )
     add_cfg_options(parser)
 
 
 def run(args: Namespace) -> int:
     import torch
 
-    from calkd_det.commands.benchmark.run import Settings, run_benchmark, write_results
+    from calkd_det.commands.benchmark.run import Settings, run_benchmark
     from calkd_det.commands.pages import fill_blocks
 
     device = find_device(args)
@@ -91,15 +80,13 @@ def run(args: Namespace) -> int:
         warm_up=args.warm_up,
         threads=args.threads or torch.get_num_threads(),
         amp=args.amp,
-        ways=args.ways,
+        precision=args.precision,
         memory=not args.no_memory,
-        growth_teachers=args.teachers if args.growth else None,
     )
     configs = {name: read_config(args, name) for name in args.configs}
     if args.page is not None:
         # Before the hours that the measurement may take.
-        fill_blocks(args.page.read_text('utf-8'), {settings.kind: ''})
-    results = run_benchmark(configs, settings)
+        fill_blocks(args.page.read_text('utf-8'), {'step': ''})
     out = args.out if args.page is None else args.page.with_suffix('')
-    print(write_results(results, settings, out, args.page))
+    print(run_benchmark(configs, settings, out, args.page))
     return 0

@@ -11,9 +11,9 @@ from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
 
 from calkd_det.commands.benchmark.subject import Subject
-from calkd_det.commands.benchmark.ways import WAYS
+from calkd_det.commands.benchmark.ways import STEPS
 
-STEPS = 3
+REPEATS = 3
 
 
 def peak_bytes(subject: Subject, way: str, amp: bool, threads: int) -> int:
@@ -24,15 +24,15 @@ def peak_bytes(subject: Subject, way: str, amp: bool, threads: int) -> int:
 
     Args:
         subject: What is trained.
-        way: The name of the way to make a step.
+        way: A key of ``STEPS``.
         amp: Whether to use autocast.
         threads: torch's.
     """
     torch.set_num_threads(threads)
     register_all_modules()
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    step = WAYS[way](subject, amp)
-    for _ in range(STEPS):
+    step = STEPS[way](subject, amp)
+    for _ in range(REPEATS):
         torch.manual_seed(0)
         step()
     if subject.device.type == 'cuda':

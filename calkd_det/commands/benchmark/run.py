@@ -1,4 +1,4 @@
-"""Time the ways to make a step of CalKD configs, and write what was measured."""
+"""Time a step of CalKD configs and its parts, and write what was measured."""
 
 from __future__ import annotations
 
@@ -19,22 +19,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
-from calkd_det.commands.benchmark.growth import growth_points
 from calkd_det.commands.benchmark.memory import peak_bytes
-from calkd_det.commands.benchmark.subject import Subject, check_config, write_random_teacher
-from calkd_det.commands.benchmark.tables import growth_plot, growth_table, step_table
+from calkd_det.commands.benchmark.subject import Subject, check_config, with_random_teacher
+from calkd_det.commands.benchmark.tables import step_table
 from calkd_det.commands.benchmark.timing import alternate
-from calkd_det.commands.benchmark.ways import (
-    COMPARED,
-    DEFAULT,
-    KD_PART,
-    STUDENT,
-    TEACHER,
-    WAYS,
-    loss_samples,
-)
+from calkd_det.commands.benchmark.ways import DEFAULT, STEPS, STUDENT, part_steps
 from calkd_det.commands.pages import fill_blocks
-from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.stack import installed_versions
 
 
@@ -47,14 +37,12 @@ class Settings:
         device: Where the networks run.
         image_size: Height and width of the images, in pixels.
         images: Number of images of a batch.
-        rounds: Timed steps of each way.
-        warm_up: Steps of each way before those.
+        rounds: Timed runs of each step and part.
+        warm_up: Runs of each before those.
         threads: torch's, on the CPU.
         amp: Whether to use autocast.
-        ways: Names of what to time beside student, teacher and CalKD; None for all.
+        precision: Of a teacher that is timed beside that of the config; None for no other.
         memory: Whether to measure peak memory, too.
-        growth_teachers: Configs of teachers, from small to large: measure how the cost grows
-            instead. None to compare the ways.
     """
 
     command_line: str
@@ -65,79 +53,47 @@ class Settings:
     warm_up: int
     threads: int
     amp: bool
-    ways: Sequence[str] | None
+    precision: str | None
     memory: bool
-    growth_teachers: Sequence[str] | None
 
     @property
-    def kind(self) -> str:
-        """What the files and the block of a page are called."""
-        return 'step' if self.growth_teachers is None else 'growth'
+    def steps(self) -> list[str]:
+        """The names of the training steps to measure, keys of ``STEPS``."""
+        return [STUDENT, DEFAULT, *([f'{DEFAULT}, {self.precision}'] if self.precision else [])]
 
 
-def run_benchmark(configs: Mapping[str, Config], settings: Settings) -> list[dict[str, Any]]:
-    """Measure all configs.
+def run_benchmark(
+    configs: Mapping[str, Config], settings: Settings, out: Path, page: Path | None
+) -> str:
+    """Measure all configs, and write the figures after each.
 
     Args:
         configs: By the paths they were read from.
         settings: How to measure.
+        out: Folder of ``step.json`` and ``step.md``.
+        page: A page whose block ``step`` is filled with the table, or None.
 
     Returns:
-        An entry for each config, or for each point where the growth is measured.
+        The table with its caption.
 
     Raises:
-        ConfigError: A config distils nothing, or there is no such way.
+        ConfigError: A config distils nothing.
         TeacherError: A teacher cannot be built.
     """
-    for name in settings.ways or ():
-        if name not in COMPARED:
-            raise ConfigError(f'--ways {name!r}: {did_you_mean(name, COMPARED)}')
     for cfg in configs.values():
         check_config(cfg)
     torch.set_num_threads(settings.threads)
     register_all_modules()
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for path, cfg in configs.items():
             name = Path(path).stem
-            checkpoint = Path(folder) / f'{name}.pth'
-            write_random_teacher(cfg, checkpoint)
-            size, images = settings.image_size, settings.images
-            subject = Subject(cfg, checkpoint, size, images, settings.device)
-            if settings.growth_teachers is None:
-                results.append({'pair': pair_name(name), **_compare_ways(subject, settings)})
-            else:
-                results += _grow(subject, settings, Path(folder))
-    return results
-
-
-def write_results(
-    results: Sequence[dict[str, Any]], settings: Settings, out: Path, page: Path | None
-) -> str:
-    """Write the figures, their table and, for a growth, a plot.
-
-    Args:
-        results: Of :func:`run_benchmark`.
-        settings: How they were measured.
-        out: Folder of ``step.json`` and ``step.md``, or of the three files of a growth.
-        page: A page whose block is filled with the table, or None.
-
-    Returns:
-        The table with its caption.
-    """
-    name = settings.kind
-    about = _about(settings)
-    table = (step_table if name == 'step' else growth_table)(results)
-    text = f'{table}\n\n{_caption(about)}\n'
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f'{name}.md').write_text(text, encoding='utf-8')
-    content = json.dumps({'about': about, 'results': list(results)}, indent=1)
-    (out / f'{name}.json').write_text(content + '\n', encoding='utf-8')
-    if name == 'growth':
-        growth_plot(results, out / 'growth.png')
-    if page is not None:
-        page.write_text(fill_blocks(page.read_text('utf-8'), {name: text}), encoding='utf-8')
+            cfg = with_random_teacher(cfg, Path(folder) / f'{name}.pth')
+            subject = Subject(cfg, settings.image_size, settings.images, settings.device)
+            title = f'{pair_name(name)} [{len(results) + 1}/{len(configs)}]'
+            results.append({'pair': pair_name(name), **_measure(subject, settings, title)})
+            text = _write_results(results, settings, out, page)
     return text
 
 
@@ -147,50 +103,47 @@ def pair_name(stem: str) -> str:
     return parts[2] if len(parts) > 2 else stem
 
 
-def _compare_ways(subject: Subject, settings: Settings) -> dict[str, Any]:
-    compared = COMPARED if settings.ways is None else settings.ways
-    names = [STUDENT, TEACHER, DEFAULT, *compared, KD_PART]
-    result = _time_ways(subject, names, settings)
+def _measure(subject: Subject, settings: Settings, title: str) -> dict[str, Any]:
+    steps = {name: STEPS[name](subject, settings.amp) for name in settings.steps}
+    seconds, losses = alternate(
+        {**steps, **part_steps(subject, settings.amp)},
+        rounds=settings.rounds,
+        warm_up=settings.warm_up,
+        device=subject.device,
+        title=title,
+    )
+    result: dict[str, Any] = {'seconds': seconds, 'losses': losses}
     if settings.memory:
         network = subject.distilled().teacher.network
         tensors = [*network.parameters(), *network.buffers()]
         result['teacher_bytes'] = sum(t.numel() * t.element_size() for t in tensors)
-        result['peak_bytes'] = {
-            name: _measure_memory(subject, name, settings)
-            for name in names
-            if name not in (TEACHER, KD_PART)
-        }
+        names = tqdm(settings.steps, desc=f'{title}, peak memory', unit='step')
+        result['peak_bytes'] = {name: _measure_memory(subject, name, settings) for name in names}
     return result
 
 
-def _grow(subject: Subject, settings: Settings, folder: Path) -> list[dict[str, Any]]:
-    names = [STUDENT, TEACHER, DEFAULT, KD_PART]
-    points = growth_points(subject, settings.growth_teachers, folder)
-    results = []
-    for axis, value, varied in tqdm(points, desc='points', disable=None):
-        _, samples = loss_samples(varied, settings.amp)
-        logits = sum(group.logits.numel() for group in samples)
-        point = {'axis': axis, 'value': value, 'logits': logits}
-        results.append({**point, **_time_ways(varied, names, settings)})
-    return results
-
-
-def _time_ways(subject: Subject, names: Sequence[str], settings: Settings) -> dict[str, Any]:
-    steps = {name: WAYS[name](subject, settings.amp) for name in names}
-    seconds, losses = alternate(
-        steps, rounds=settings.rounds, warm_up=settings.warm_up, device=subject.device
-    )
-    return {'seconds': seconds, 'losses': losses}
-
-
 def _measure_memory(subject: Subject, name: str, settings: Settings) -> int:
-    """Measure the peak memory of one way, in bytes, in a process of its own."""
+    """Measure the peak memory of a step, in bytes, in a process of its own."""
     # glibc keeps what is freed in pieces below a threshold that grows: the figure would tell how
     # its heap is cut up.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = str(2**20)
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         return process.submit(peak_bytes, subject, name, settings.amp, settings.threads).result()
+
+
+def _write_results(
+    results: Sequence[dict[str, Any]], settings: Settings, out: Path, page: Path | None
+) -> str:
+    about = _about(settings)
+    text = f'{step_table(results)}\n\n{_caption(about)}\n'
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'step.md').write_text(text, encoding='utf-8')
+    content = json.dumps({'about': about, 'results': list(results)}, indent=1)
+    (out / 'step.json').write_text(content + '\n', encoding='utf-8')
+    if page is not None:
+        page.write_text(fill_blocks(page.read_text('utf-8'), {'step': text}), encoding='utf-8')
+    return text
 
 
 def _about(settings: Settings) -> dict[str, Any]:

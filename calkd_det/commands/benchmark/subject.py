@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
-from calkd_det.taps import HeadSamples, find_tap
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.frozen_teacher import build_detector
 from calkd_det.teachers.source import read_source
@@ -32,15 +31,13 @@ class Subject:
     """A student, its teacher and a batch; each is built when it is first asked for.
 
     Args:
-        cfg: A CalKD config.
-        teacher_checkpoint: A file that fills the teacher.
+        cfg: A CalKD config from :func:`with_random_teacher`.
         size: Height and width of the images, in pixels.
         batch_size: Number of images.
         device: Where everything is.
     """
 
     cfg: Config
-    teacher_checkpoint: Path
     size: tuple[int, int]
     batch_size: int
     device: torch.device
@@ -52,12 +49,15 @@ class Subject:
     def distilled(self, **teacher_options: Any) -> nn.Module:
         """Build the distilled student, its teacher built, in training mode."""
         model = copy.deepcopy(self.cfg.model)
-        model.teacher.update(self._teacher_config(**teacher_options))
-        return self._prepare(model)
+        model.teacher.update(teacher_options)
+        detector = self._prepare(model)
+        with torch.no_grad():  # the first loss builds the teacher
+            detector(**detector.data_preprocessor(self.batch, True), mode='loss')
+        return detector
 
     def teacher(self) -> nn.Module:
         """Build the teacher's whole detector as mmdet builds it, in evaluation mode, frozen."""
-        holder = FrozenTeacher.from_config(self._teacher_config())
+        holder = FrozenTeacher.from_config(self.cfg.model.teacher)
         return build_whole_teacher(holder).detector.to(self.device).requires_grad_(False)
 
     def optimizer(self, detector: nn.Module) -> OptimWrapper:
@@ -70,20 +70,11 @@ class Subject:
     @cached_property
     def batch(self) -> dict[str, list]:
         """Make images of noise with random boxes, as a data loader gives them."""
-        student = self.student()
-        num_classes = find_tap(student, 'model').num_classes(student)
-        return noise_batch(self.size, self.batch_size, num_classes)
-
-    def _teacher_config(self, **options: Any) -> dict[str, Any]:
-        checkpoint = str(self.teacher_checkpoint)
-        return {**self.cfg.model.teacher, 'checkpoint': checkpoint, **options}
+        return noise_batch(self.size, self.batch_size)
 
     def _prepare(self, model: ConfigDict) -> nn.Module:
         torch.manual_seed(0)
-        detector = MODELS.build(model).to(self.device)
-        if hasattr(detector, 'teacher'):
-            detector.teacher.build(detector)
-        return detector.train()
+        return MODELS.build(model).to(self.device).train()
 
 
 def check_config(cfg: Config) -> None:
@@ -110,15 +101,26 @@ def plain_model(cfg: Config) -> ConfigDict:
     return model
 
 
-def write_random_teacher(cfg: Config, path: Path) -> None:
-    """Write a checkpoint, of the usual format, with the teacher's initial weights."""
+def with_random_teacher(cfg: Config, checkpoint: Path) -> Config:
+    """Return a CalKD config whose teacher has its initial weights, and whose file is read.
+
+    Args:
+        cfg: The config.
+        checkpoint: Where the weights are written, in the usual format.
+
+    Raises:
+        TeacherError: The teacher's config cannot be read or built.
+    """
     torch.manual_seed(1)
-    detector = build_detector(read_source(cfg.model.teacher.config, 'none is read'))
-    torch.save({'meta': {}, 'state_dict': detector.state_dict()}, path)
+    source = read_source(cfg.model.teacher.config, 'none is read')
+    torch.save({'meta': {}, 'state_dict': build_detector(source).state_dict()}, checkpoint)
+    cfg = copy.deepcopy(cfg)
+    cfg.model.teacher.update(config=dict(model=source.model), checkpoint=str(checkpoint))
+    return cfg
 
 
-def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dict[str, list]:
-    """Make uint8 images of noise, each with eight boxes of random place, size and class."""
+def noise_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:
+    """Make uint8 images of noise, each with eight boxes of class 0 at random places."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     inputs: list[Tensor] = []
@@ -129,11 +131,12 @@ def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dic
         extent = 0.1 + 0.4 * extent
         boxes = torch.cat([corner / 2, corner / 2 + extent], dim=1)
         boxes *= torch.tensor([width, height, width, height])
-        labels = torch.randint(0, num_classes, (BOXES_PER_IMAGE,), generator=generator)
         data_sample = DetDataSample(
             metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
         )
-        data_sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        data_sample.gt_instances = InstanceData(
+            bboxes=boxes, labels=torch.zeros(BOXES_PER_IMAGE, dtype=torch.long)
+        )
         data_sample.ignored_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
         )
@@ -142,8 +145,17 @@ def noise_batch(size: tuple[int, int], batch_size: int, num_classes: int) -> dic
     return dict(inputs=inputs, data_samples=data_samples)
 
 
-def detached(samples: list[HeadSamples]) -> list[HeadSamples]:
-    """Return the same samples without the student's graph, their logits leaves of a new one."""
-    return [
-        replace(group, logits=group.logits.detach().clone().requires_grad_()) for group in samples
-    ]
+def as_leaves(value: Any) -> Any:
+    """Return a value in which every tensor with a graph is a copy that begins a new one.
+
+    Args:
+        value: A tensor, a tuple or list, a dataclass such as a piece of knowledge, or anything
+            else, which is returned as it is.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_() if value.requires_grad else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(as_leaves, value))
+    if is_dataclass(value):
+        return replace(value, **{f.name: as_leaves(getattr(value, f.name)) for f in fields(value)})
+    return value

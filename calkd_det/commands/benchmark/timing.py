@@ -17,6 +17,7 @@ def alternate(
     rounds: int,
     warm_up: int,
     device: torch.device,
+    title: str = 'rounds',
 ) -> tuple[dict[str, list[float]], dict[str, float | None]]:
     """Run every step once a round, each round beginning with another.
 
@@ -25,6 +26,7 @@ def alternate(
         rounds: How many are timed.
         warm_up: How many go before, untimed.
         device: Waited for before the clock is read.
+        title: What the progress calls the measurement.
 
     Returns:
         Seconds of each round by name, and what the last call of each step gave.
@@ -32,7 +34,7 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, float | None] = {}
     names = list(steps)
-    for index in tqdm(range(-warm_up, rounds), desc='rounds', leave=False, disable=None):
+    for index in tqdm(range(-warm_up, rounds), desc=title, unit='round'):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             torch.manual_seed(0)  # the same RoIs for all
