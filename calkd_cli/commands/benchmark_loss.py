@@ -1,6 +1,6 @@
-"""Measure memory and time of the losses of a dense head.
+"""Measure memory and time of the losses of a dense head and of feature maps.
 
-Random logits, on the CPU.
+Random values, on the CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory and time of the losses of a dense head, on random logits."""
+"""Memory and time of the losses that compare large tensors, on random values."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from calkd_det.commands.benchmark.timing import alternate
 from calkd_det.detectors.finite_watch import FiniteWatch
-from calkd_det.losses import BinaryKDLoss
+from calkd_det.knowledge import HeadAnswer, HeadSamples
+from calkd_det.losses import BinaryKDLoss, CWDLoss, FeatureLoss, PKDLoss
 from calkd_det.losses.binary_kd_loss import Weighting
-from calkd_det.taps import HeadSamples
 
 WEIGHTINGS: tuple[Weighting, ...] = ('difference', 'foreground', 'all')
 FOREGROUND_SHARE = 0.002  # of the samples of a dense head, an order of magnitude
@@ -73,7 +73,10 @@ def plain_binary_kd_loss(
 
 
 def measure_losses(samples: int, classes: int, dtype: torch.dtype, rounds: int) -> list[LossCost]:
-    """Measure the losses of a dense head, in turn in this process, on the CPU."""
+    """Measure the losses of a dense head and of feature maps, in turn in this process, on the CPU.
+
+    The feature maps are one of ``classes`` channels and ``samples`` places: as large as the logits.
+    """
     torch.manual_seed(0)
     student, teacher = torch.randn(2, samples, classes).sub(4).to(dtype)
     labels = torch.full((samples,), classes)
@@ -91,6 +94,16 @@ def measure_losses(samples: int, classes: int, dtype: torch.dtype, rounds: int) 
     focal, quality_focal, quality = FocalLoss(), QualityFocalLoss(), torch.rand(samples).to(dtype)
     losses["mmdet's QualityFocalLoss"] = partial(quality_focal, student, (labels, quality))
     losses["mmdet's FocalLoss"] = partial(focal, student, labels)
+
+    valid = [torch.ones(1, 1, 1, samples, dtype=torch.bool)]
+
+    def compare_maps(loss: FeatureLoss) -> Tensor:
+        return loss(
+            *([logits.view(1, classes, 1, samples)] for logits in (student, teacher)), valid
+        )
+
+    for loss in (PKDLoss(), CWDLoss()):
+        losses[type(loss).__name__] = partial(compare_maps, loss)
 
     def step(loss: Callable[[], Tensor]) -> float:
         student.grad = None
@@ -110,7 +123,7 @@ def measure_losses(samples: int, classes: int, dtype: torch.dtype, rounds: int) 
         kept, peak = loss_memory(loss, student)
         costs.append(LossCost(name, kept / unit, peak / unit, statistics.median(seconds[name])))
     group = HeadSamples(student, labels, weights, torch.zeros(1, 2), 'sigmoid')
-    watch = {'FiniteWatch': lambda: FiniteWatch().note([group], [teacher])}
+    watch = {'FiniteWatch': lambda: FiniteWatch().note([group], [HeadAnswer(teacher)])}
     seconds, _ = alternate(watch, rounds=rounds, warm_up=1, device=torch.device('cpu'))
     peak, _ = traced_bytes(watch['FiniteWatch'])
     costs.append(LossCost('FiniteWatch', 0.0, peak / unit, statistics.median(*seconds.values())))

@@ -32,12 +32,13 @@ def test_memory_of_a_loss_whose_memory_is_known() -> None:
 
 def test_every_loss_is_measured() -> None:
     costs = {cost.name: cost for cost in measure_losses(8000, 80, torch.float32, rounds=1)}
-    assert len(costs) == 9
+    assert len(costs) == 11
     for weighting in ('difference', 'foreground', 'all'):
         chunked = costs[f'BinaryKDLoss, {weighting!r}']
         plain = costs[f'the same by its formula, {weighting!r}']
         assert chunked.kept < plain.kept
         assert chunked.peak < plain.peak
+    assert min(costs[name].peak for name in ('PKDLoss', 'CWDLoss')) >= 1  # the gradient
     assert costs['FiniteWatch'].peak < 0.01
     assert all(cost.seconds > 0 for cost in costs.values())
 
@@ -49,4 +50,4 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert text.startswith('Logits of 500 samples and 7 classes, bfloat16')
     assert "| mmdet's QualityFocalLoss |" in text
-    assert text.count('\n|') == 11
+    assert text.count('\n|') == 13
