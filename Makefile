@@ -14,7 +14,7 @@ ORACLES := $(VENV)/oracles
 .PHONY: help demo study-smoke docs test lint format env clean
 
 help:
-	@echo 'make demo   train teacher, student, KD and CalKD on the embedded data; report in work_dirs/demo'
+	@echo 'make demo   train a teacher and a student in four ways on the embedded data; report in work_dirs/demo'
 	@echo 'make test   lint and run every test'
 	@echo 'make study-smoke  a study of four cells in minutes; report in work_dirs/study-smoke'
 	@echo 'make docs   build the site, strictly, into site/'

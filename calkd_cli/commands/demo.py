@@ -1,7 +1,8 @@
 """Show the whole method on a data set that is made on the spot.
 
 Make the mini data set; train a teacher, a student alone, and the same student distilled without
-(KD) and with calibration (CalKD), all by mmdet's own train.py; write a report with pictures.
+(KD) and with calibration (CalKD), and with the teacher's feature maps beside, all by mmdet's own
+train.py; write a report with pictures.
 It is a small study (calkd study). Run again, it does only what is missing: an interrupted
 training goes on from its last epoch. Stop it with Ctrl-C at any time.
 """

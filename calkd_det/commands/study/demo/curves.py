@@ -9,17 +9,19 @@ from matplotlib.figure import Figure
 
 from calkd_det.commands.study.demo.files import Scalars
 
-COLOURS = ('#6b7280', '#2f6f9f', '#c8553d')
+COLOURS = ('#6b7280', '#2f6f9f', '#c8553d', '#3f8f5f')
 DIAGNOSTICS = {'teacher_confidence': '-', 'teacher_accuracy': '--', 'teacher_agreement': ':'}
 
 
 def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
     """Draw losses and teacher diagnostics over iterations.
 
-    The first panel leaves ``loss_kd`` out, so that it shows the same sum for every run.
+    The first panel leaves the losses of distillation out, so that it shows the same sum for every
+    run.
 
     Args:
-        runs: What each student logged, by its title; the distilled ones have ``loss_kd``.
+        runs: What each student logged, by its title. The distilled ones have ``loss_kd``, or
+            several losses with names that begin so.
 
     Returns:
         A figure; ``figure.savefig(path)`` writes it.
@@ -30,10 +32,12 @@ def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
         steps = list(scalars)
         logged = list(scalars.values())
         style = dict(color=colour, lw=1.4, label=title)
-        own.plot(steps, [entry['loss'] - entry.get('loss_kd', 0) for entry in logged], **style)
+        distilled = [_sum_of_distillation(entry) for entry in logged]
+        own_loss = [entry['loss'] - part for entry, part in zip(logged, distilled)]
+        own.plot(steps, own_loss, **style)
         classification.plot(steps, [entry['loss_cls'] for entry in logged], **style)
-        if 'loss_kd' in logged[0]:
-            distillation.plot(steps, [entry['loss_kd'] for entry in logged], **style)
+        if any(distilled):
+            distillation.plot(steps, distilled, **style)
             for name, dashes in DIAGNOSTICS.items():
                 label = f'{title}: {name.removeprefix("teacher_")}'
                 style = dict(color=colour, lw=1.2, ls=dashes, label=label)
@@ -41,13 +45,17 @@ def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
     for ax in (own, classification, distillation):
         ax.set_ylim(bottom=0)
     diagnostics.set_ylim(top=1)
-    _finish(own, "the student's own losses, sum without loss_kd")
+    _finish(own, "the student's own losses, without distillation")
     _finish(classification, 'loss_cls')
-    _finish(distillation, 'loss_kd')
+    _finish(distillation, 'losses of distillation')
     _finish(diagnostics, "the teacher on the student's RoIs")
     for ax in (distillation, diagnostics):
         ax.set_xlabel('iteration')
     return figure
+
+
+def _sum_of_distillation(entry: Mapping[str, float]) -> float:
+    return sum(value for name, value in entry.items() if name.startswith('loss_kd'))
 
 
 def _finish(ax: Axes, title: str) -> None:

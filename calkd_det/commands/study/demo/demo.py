@@ -26,6 +26,10 @@ STUDENT = 'mini/faster-rcnn_r18-student_fpn_12e_mini.py'
 CALKD = 'mini/calkd_faster-rcnn_r18-teacher-student_fpn_12e_mini.py'
 # As in configs/_base_/mini.py: what a short training has to shorten too.
 EPOCHS, BATCH_SIZE, WARMUP_ITERATIONS = 12, 8, 100
+# The necks of student and teacher differ in width, so a convolution stands between them.
+FEATURES = dict(
+    type='CWDLoss', loss_weight=1.0, num_levels=4, student_channels=16, teacher_channels=48
+)
 
 CAUTION = (
     'One seed proves nothing: with another one every figure comes out differently, by how much is '
@@ -34,7 +38,7 @@ CAUTION = (
 
 
 def demo_study(work_dir: Path, data: Path, epochs: int, num_images: Mapping[str, int]) -> Study:
-    """Return the study that the demo runs: a teacher, a student alone, KD and CalKD, one seed.
+    """Return the study that the demo runs: a teacher, and a student in four ways, one seed.
 
     Args:
         work_dir: Folder of the runs and of the report.
@@ -44,6 +48,7 @@ def demo_study(work_dir: Path, data: Path, epochs: int, num_images: Mapping[str,
     """
     options = _options(data, epochs, num_images['train'])
     kd = dict(type='KDLoss', tau=1.0, loss_weight=1.0)
+    classes_and_features = dict(cls=kd, feat=FEATURES)
     return parse_study(
         dict(
             name=NAME,
@@ -55,12 +60,19 @@ def demo_study(work_dir: Path, data: Path, epochs: int, num_images: Mapping[str,
                 dict(name='student alone'),
                 dict(name='KD', teacher='teacher', temperature=1.0, loss=kd),
                 dict(name='CalKD', teacher='teacher', temperature=1.5, loss=kd),
+                dict(
+                    name='CalKD and features',
+                    teacher='teacher',
+                    temperature=1.5,
+                    loss=classes_and_features,
+                ),
             ],
             seeds=[0],
             comparisons=[
                 dict(of='KD', to='student alone'),
                 dict(of='CalKD', to='student alone'),
                 dict(of='CalKD', to='KD'),
+                dict(of='CalKD and features', to='CalKD'),
             ],
             figures=['reliability'],
             reliability=['teacher'],
@@ -104,7 +116,7 @@ def _draw_detections(study: Study, runs: Mapping[str, Run]) -> str:
     truth = read_ground_truth(root / 'annotations' / 'val.json')
     images = {key: root / 'val' / truth.files[key] for key in choose_images(truth.files)}
     detections = {}
-    for name in ('teacher', 'student alone', 'CalKD'):
+    for name in ('teacher', 'student alone', 'CalKD', 'CalKD and features'):
         checkpoint = checkpoint_of(runs[name])
         if checkpoint is None:
             raise ConfigError(f'{runs[name].folder} has lost its weights: remove that folder.')
@@ -125,15 +137,16 @@ def _empty_page(study: Study, sentence: str) -> str:
         [
             f'# {study.title}',
             'A teacher, a small student trained alone, and the same student distilled from that '
-            'teacher: as it is (KD), and with its logits divided by T = 1.5 (CalKD), the default '
-            'of the method, whatever T was fitted. The students share their seed, so also their '
-            'initial weights and the order of their images.',
+            'teacher: as it is (KD), with its logits divided by T = 1.5 (CalKD), the default of '
+            'the method, whatever T was fitted, and with its feature maps beside (CWD). The '
+            'students share their seed, so also their initial weights and the order of their '
+            'images.',
             f'**{CAUTION}**',
             f'## Results\n\n{blocks["tables"]}',
             blocks['answer'],
             sentence,
             f"## The teacher's calibration\n\n{blocks['figures']}",
-            '## Losses and teacher\n\n![Losses of the three students](curves.png)',
+            '## Losses and teacher\n\n![Losses of the four students](curves.png)',
             '## Detections\n\nEvenly spaced validation images, chosen by their ids alone.\n\n'
             '![Detections beside the ground truth](detections.png)',
             f'## What was run\n\n{blocks["runs"]}\n',

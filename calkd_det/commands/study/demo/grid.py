@@ -34,16 +34,17 @@ def above_threshold(boxes: InstanceData) -> InstanceData:
     return boxes[order[boxes.scores[order] >= SCORE_THRESHOLD]]
 
 
-def is_right(detections: InstanceData, truth: InstanceData) -> np.ndarray:
-    """Tell for each detection, the best first, whether it finds an object not yet found.
+def match(detections: InstanceData, truth: InstanceData) -> tuple[np.ndarray, np.ndarray]:
+    """Match detections, the best first, to the objects of an image.
 
     Returns:
-        Booleans, shape (N,): IoU of at least 0.5 with an object of the same class that no
-        detection before it has taken.
+        Booleans, shape (N,): whether a detection has an IoU of at least 0.5 with an object of the
+        same class that no detection before it has taken. Booleans, shape (M,): whether an object
+        is missed by all detections.
     """
     right = np.zeros(len(detections.labels), dtype=bool)
     if not len(truth.labels):
-        return right
+        return right, np.zeros(0, dtype=bool)
     overlaps = bbox_overlaps(detections.bboxes, truth.bboxes)
     free = np.ones(len(truth.labels), dtype=bool)
     for index, label in enumerate(detections.labels):
@@ -51,7 +52,7 @@ def is_right(detections: InstanceData, truth: InstanceData) -> np.ndarray:
         best = candidates.argmax()
         right[index] = candidates[best] >= IOU_THRESHOLD
         free[best] &= not right[index]
-    return right
+    return right, free
 
 
 def plot_grid(
@@ -78,8 +79,11 @@ def plot_grid(
         row[0].set_ylabel(truth.files[image_id], fontsize=9)
         for ax, found in zip(row[1:], detections.values()):
             shown = above_threshold(found[image_id])
-            colours = [RIGHT if right else WRONG for right in is_right(shown, objects)]
+            right, missed = match(shown, objects)
+            colours = [RIGHT if each else WRONG for each in right]
             _draw(ax, image, shown, truth.classes, colours)
+            for box in objects.bboxes[missed]:
+                _outline(ax, box, TRUTH, linestyle='--')
     for ax, title in zip(axes[0], ['ground truth', *detections]):
         ax.set_title(title, fontsize=13)
     figure.legend(
@@ -87,13 +91,20 @@ def plot_grid(
             Patch(color=TRUTH, label='annotated'),
             Patch(color=RIGHT, label=f'right: same class, IoU ≥ {IOU_THRESHOLD}'),
             Patch(color=WRONG, label='wrong, or found a second time'),
+            Patch(fill=False, ec=TRUTH, ls='--', lw=1.6, label='missed'),
         ],
         title=f'detections with a score of at least {SCORE_THRESHOLD}',
         loc='outside lower center',
-        ncols=3,
+        ncols=4,
         frameon=False,
     )
     return figure
+
+
+def _outline(ax: Axes, box: Sequence[float], colour: str, **style: str) -> None:
+    left, top, right, bottom = box
+    corner, size = (left, top), (right - left, bottom - top)
+    ax.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=1.6, **style))
 
 
 def _draw(
@@ -108,9 +119,7 @@ def _draw(
     for (left, top, right, bottom), label, score, colour in zip(
         boxes.bboxes, boxes.labels, scores, colours
     ):
-        ax.add_patch(
-            Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=1.6)
-        )
+        _outline(ax, (left, top, right, bottom), colour)
         text = classes[label] if score is None else f'{classes[label]} {score:.2f}'
         # Right ones are named at the top and wrong ones at the bottom, as both often share a
         # place; outside the box where the image has room.

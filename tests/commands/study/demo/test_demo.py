@@ -27,7 +27,7 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / 'runs' / 'demo'
     assert first.stdout.rstrip().endswith('report: runs/demo/report.md')
-    assert '0 of 4 runs are done' in first.stdout
+    assert '0 of 5 runs are done' in first.stdout
     assert 'The teacher has an mAP of ' in first.stdout
     text = (folder / 'report.md').read_text('utf-8')
     assert 'its detections are exactly the same.' in text
@@ -36,10 +36,10 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path: Path) -> None:
         assert f']({name})' in text
         assert (folder / name).stat().st_size > 10_000
     rows = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
-    names = ['teacher', 'student alone', 'KD', 'CalKD']
+    names = ['teacher', 'student alone', 'KD', 'CalKD', 'CalKD and features']
     assert sorted(row['name'] for row in rows) == sorted(names)
     assert f'{100 * rows[0]["metrics"]["mAP"]:.1f}' in text
-    assert len(list(folder.glob('*/epoch_2.pth'))) == 4
+    assert len(list(folder.glob('*/epoch_2.pth'))) == 5
 
     second = demo(*SMALL)
     assert second.returncode == 0, second.stdout + second.stderr

@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from calkd_det.commands.study.demo.curves import plot_curves
 from calkd_det.commands.study.demo.demo import demo_study
 from calkd_det.commands.study.demo.files import read_scalars, same_boxes
-from calkd_det.commands.study.demo.grid import above_threshold, choose_images, is_right
+from calkd_det.commands.study.demo.grid import above_threshold, choose_images, match
 from calkd_det.commands.study.runs import expand
 from calkd_det.errors import ConfigError
 
@@ -85,11 +85,18 @@ def test_each_object_is_found_once_and_by_its_class() -> None:
     )
     shown = above_threshold(detections)
     assert shown.scores.tolist() == [0.9, 0.8, 0.7, 0.6, 0.3]
-    assert is_right(shown, truth).tolist() == [True, False, False, False, True]
+    right, missed = match(shown, truth)
+    assert right.tolist() == [True, False, False, False, True]
+    assert missed.tolist() == [False, False]
+    right, missed = match(shown[:1], truth)
+    assert right.tolist() == [True]
+    assert missed.tolist() == [False, True]
     none = boxes(np.zeros((0, 4)), np.zeros(0, int))
-    assert is_right(shown, none).tolist() == [False] * 5
+    assert match(shown, none)[0].tolist() == [False] * 5
     detections.scores = np.zeros(5)
-    assert is_right(above_threshold(detections), truth).size == 0
+    right, missed = match(above_threshold(detections), truth)
+    assert right.size == 0
+    assert missed.tolist() == [True, True]
 
 
 def test_a_difference_in_one_score_is_seen() -> None:
@@ -111,7 +118,7 @@ def test_the_default_demo_trains_as_the_mini_configs_say() -> None:
     runs = expand([study])
     assert [(run.kind, run.name) for run in runs] == [
         ('teacher', 'teacher'),
-        *(('student', name) for name in ('student alone', 'KD', 'CalKD')),
+        *(('student', name) for name in ('student alone', 'KD', 'CalKD', 'CalKD and features')),
     ]
 
 
@@ -136,7 +143,7 @@ def test_what_changes_the_demo_is_another_run() -> None:
         return {run.hash for run in expand([study])}
 
     before = hashes()
-    assert len(before) == 4
+    assert len(before) == 5
     assert hashes() == before
     for other in (hashes(epochs=3), hashes(train=80)):
         assert not other & before
