@@ -9,8 +9,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from calkd_det.losses.base import FeatureLoss
-
-EPS = 1e-6
+from calkd_det.losses.standardisation import standardise
 
 
 def pkd_loss(
@@ -39,9 +38,8 @@ def pkd_loss(
     Args:
         student: Feature maps by level, float, each of shape (B, D, h, w).
         teacher: As many, of the same shapes. Gradients do not flow into them.
-        valid: For each level which places count, bool, shape
-            (B, 1, h, w); others, such as padding, are left out. None where all
-            count.
+        valid: For each level which places count, bool, shape (B, 1, h, w). Others, such as padding,
+            are left out. None where all count.
 
     Returns:
         A float32 scalar.
@@ -58,25 +56,9 @@ def pkd_loss(
 
 def _level(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     student, teacher = student.float(), teacher.detach().float()
-    own, other = _standardise(student, mask), _standardise(teacher, mask)
-    count = teacher[:, 0].numel() if mask is None else mask.sum()
+    own, other = standardise(student, mask), standardise(teacher, mask)
+    count = teacher[:, 0].numel() if mask is None else mask.sum().clamp(min=1)
     return (own - other).square().sum() / (2 * count * teacher.shape[1])
-
-
-def _standardise(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """Standardise each channel over the valid places of all images; all others become zero."""
-    dims = (0, 2, 3)
-    if mask is None:
-        centred = maps - maps.mean(dim=dims, keepdim=True)
-        degrees: Tensor | int = max(maps[:, 0].numel() - 1, 1)
-    else:
-        count = mask.sum()
-        centred = (maps - (maps * mask).sum(dim=dims, keepdim=True) / count) * mask
-        degrees = (count - 1).clamp(min=1)
-    variance = centred.square().sum(dim=dims, keepdim=True) / degrees
-    # A channel that is constant has no correlation: it becomes zero and gets no gradient.
-    varies = variance > 0
-    return centred * (varies / (variance.where(varies, 1.0).sqrt() + EPS))
 
 
 @MODELS.register_module()
