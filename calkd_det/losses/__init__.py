@@ -6,11 +6,14 @@ from calkd_det.losses.base import ClassLoss, DistillationLoss, FeatureLoss
 from calkd_det.losses.binary_kd_loss import BinaryKDLoss, binary_kd_loss
 from calkd_det.losses.cwd_loss import CWDLoss, cwd_loss
 from calkd_det.losses.dkd_loss import DKDLoss, dkd_loss
+from calkd_det.losses.fgd_loss import FGDLoss, fgd_loss
 from calkd_det.losses.kd_loss import KDLoss, kd_loss
+from calkd_det.losses.learnt import LearntFeatureLoss
 from calkd_det.losses.logit_standardization_kd_loss import (
     LogitStandardizationKDLoss,
     logit_standardization_kd_loss,
 )
+from calkd_det.losses.mgd_loss import MGDLoss, mgd_loss
 from calkd_det.losses.mlld_loss import MLLDLoss, mlld_loss
 from calkd_det.losses.pkd_loss import PKDLoss, pkd_loss
 
@@ -20,16 +23,21 @@ __all__ = [
     'ClassLoss',
     'DKDLoss',
     'DistillationLoss',
+    'FGDLoss',
     'FeatureLoss',
     'KDLoss',
+    'LearntFeatureLoss',
     'LogitStandardizationKDLoss',
+    'MGDLoss',
     'MLLDLoss',
     'PKDLoss',
     'binary_kd_loss',
     'cwd_loss',
     'dkd_loss',
+    'fgd_loss',
     'kd_loss',
     'logit_standardization_kd_loss',
+    'mgd_loss',
     'mlld_loss',
     'pkd_loss',
 ]

@@ -57,6 +57,9 @@ class DistillationLoss(nn.Module, ABC):
         for name, value in non_negative.items():
             setattr(self, name, check_number(value, f'distillation.{name}', minimum_open=False))
 
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.extra_repr()})'
+
     def extra_repr(self) -> str:
         names = inspect.signature(type(self)).parameters
         return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
@@ -171,12 +174,15 @@ class FeatureLoss(DistillationLoss):
             )
         self.num_levels = num_levels
 
-    def check_widths(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+    def check_widths(
+        self, student: Sequence[int], teacher: Sequence[int], key: str = 'distillation'
+    ) -> None:
         """Check the numbers of channels before the first step.
 
         Args:
             student: Channels of each level of the student's feature maps.
             teacher: Channels of each level of the teacher's.
+            key: The config key of the loss.
 
         Raises:
             ConfigError: The loss cannot compare such maps.
@@ -184,7 +190,7 @@ class FeatureLoss(DistillationLoss):
         for level, (own, other) in enumerate(zip(student[: self.num_levels], teacher)):
             if own != other:
                 raise ConfigError(
-                    f'distillation: {type(self).__name__} compares channel by channel, but level '
+                    f'{key}: {type(self).__name__} compares channel by channel, but level '
                     f'{level} of the student has {own} channels and that of the teacher {other}. '
                     "Set the out_channels of the student's neck to the teacher's, or take a loss "
                     'with a convolution between them, such as CWDLoss'

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
-from calkd_det.losses.base import FeatureLoss
+from calkd_det.errors import ConfigError
+from calkd_det.losses.learnt import LearntFeatureLoss, alignment
+from calkd_det.losses.standardisation import standardise
 
 
 def cwd_loss(
@@ -34,9 +36,8 @@ def cwd_loss(
     Args:
         student: Feature maps by level, float, each of shape (N, D, h, w).
         teacher: As many, of the same shapes. Gradients do not flow into them.
-        valid: For each level which places count, bool, shape
-            (N, 1, h, w); others, such as padding, are left out. None where all
-            count.
+        valid: For each level which places count, bool, shape (N, 1, h, w). Others, such as padding,
+            are left out. None where all count.
         tau: The distillation temperature, > 0, that softens both sides.
 
     Returns:
@@ -70,23 +71,74 @@ def _log_places(maps: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @MODELS.register_module()
-class CWDLoss(FeatureLoss):
+class CWDLoss(LearntFeatureLoss):
     """:func:`cwd_loss` as a registered module.
+
+    Where the student has another number of channels than the teacher, a 1 x 1 convolution for each
+    level takes its maps to the teacher's channels. It is trained with the student and is no part
+    of it. It has no bias, because the softmax over places does not change with an offset.
 
     Args:
         tau: The distillation temperature, > 0. It softens teacher and student alike and is not
             the teacher's calibration temperature T.
-        loss_weight: Factor of the loss, >= 0. Zero switches it off.
-        num_levels: The number of levels, from the finest, that are compared; None for all.
+        loss_weight: Factor of the loss, >= 0. Zero switches it off. The authors took 10 a level
+            for RetinaNet, RTMDet's recipe has 1.
+        num_levels: The number of levels, from the finest, that are compared; None for all. It must
+            be given where there are convolutions.
+        student_channels: The number of channels of the student's feature maps.
+        teacher_channels: The number of channels of the teacher's feature maps. Where both are
+            equal there is no convolution, and the maps may have any number of channels.
+        standardise: Whether each channel of both sides is first standardised over the places of
+            the batch, as by a BatchNorm without affine parameters and running statistics. Then
+            channels of large values are not sharper distributions than others. RTMDet's recipe
+            does it, because the necks of its sizes differ in scale.
 
     Raises:
-        ConfigError: A number is not finite or out of its range.
+        ConfigError: A number is not finite or out of its range, or ``num_levels`` is missing.
     """
 
     def __init__(
-        self, tau: float = 1.0, loss_weight: float = 10.0, num_levels: int | None = None
+        self,
+        tau: float = 1.0,
+        loss_weight: float = 10.0,
+        num_levels: int | None = None,
+        student_channels: int = 256,
+        teacher_channels: int = 256,
+        standardise: bool = False,
     ) -> None:
-        super().__init__(loss_weight, num_levels=num_levels, positive=dict(tau=tau))
+        super().__init__(
+            loss_weight,
+            num_levels=num_levels,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            positive=dict(tau=tau),
+        )
+        if not isinstance(standardise, bool):
+            raise ConfigError(
+                f'distillation.standardise must be True or False, but is {standardise!r}'
+            )
+        self.standardise = standardise
+
+    def has_parts(self) -> bool:
+        return self.student_channels != self.teacher_channels
+
+    def build_level(self) -> nn.Module:
+        return alignment(self.student_channels, self.teacher_channels, bias=False)
+
+    def check_widths(
+        self, student: Sequence[int], teacher: Sequence[int], key: str = 'distillation'
+    ) -> None:
+        """See :meth:`FeatureLoss.check_widths`."""
+        compared = list(zip(student, teacher))[: self.num_levels]
+        if not self.levels and any(own != other for own, other in compared):
+            width = compared[0]
+            raise ConfigError(
+                f'{key}: the levels of the student have {", ".join(str(x) for x, _ in compared)} '
+                f'channels, those of the teacher {", ".join(str(x) for _, x in compared)}. For a '
+                f'convolution between them write {key}.student_channels={width[0]}, '
+                f'{key}.teacher_channels={width[1]}, {key}.num_levels={len(compared)}'
+            )
+        super().check_widths(student, teacher, key)
 
     def compute(
         self,
@@ -95,4 +147,12 @@ class CWDLoss(FeatureLoss):
         valid: Sequence[Tensor] | None,
         boxes: Sequence[Tensor],
     ) -> Tensor:
+        student, teacher = ([maps.float() for maps in side] for side in (student, teacher))
+        if self.levels:
+            student = [self.call_level(index, maps) for index, maps in enumerate(student)]
+        if self.standardise:
+            masks = [None] * len(teacher) if valid is None else valid
+            student, teacher = (
+                [standardise(*maps) for maps in zip(side, masks)] for side in (student, teacher)
+            )
         return cwd_loss(student, teacher, valid, tau=self.tau)
