@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.logging import MessageHub, print_log
@@ -17,6 +18,11 @@ from calkd_det.detectors.compiling import outside_compiler
 from calkd_det.detectors.diagnosis import diagnose
 from calkd_det.detectors.evidence import TeacherEvidence
 from calkd_det.detectors.finite_watch import FiniteWatch
+from calkd_det.detectors.learnt_parts import (
+    find_learnt_parts,
+    register_learnt_parts_hook,
+    without_learnt_parts,
+)
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.errors import ConfigError, did_you_mean
@@ -38,7 +44,8 @@ class DistillationMixin:
         class CalKDFasterRCNN(DistillationMixin, FasterRCNN): ...
 
     The detector's modules, state dict and predictions stay those of the plain class. Without
-    ``teacher`` or ``distillation``, or with ``loss_weight=0``, so does its training step.
+    ``teacher`` or ``distillation``, or with ``loss_weight=0``, so does its training step. Losses
+    with learnt parts are its child ``learnt_parts``, of which its state dict holds nothing.
 
     Args:
         teacher: ``dict(config=..., checkpoint=..., calibrator=...)``, see
@@ -78,7 +85,10 @@ class DistillationMixin:
                 'student'
             )
         self.teacher = None if teacher is None else FrozenTeacher.from_config(teacher)
-        self.distillation = build_losses(distillation)
+        # The student samples and is initialised as if no loss had learnt parts.
+        with torch.random.fork_rng(devices=[]):
+            self.distillation = build_losses(distillation)
+        self.learnt_parts = find_learnt_parts(self.distillation)
         self._check_losses()
         self._finite_watch = FiniteWatch()
         self._evidence = TeacherEvidence()
@@ -88,7 +98,9 @@ class DistillationMixin:
 
     def init_weights(self) -> None:
         """Initialise the student as the plain detector does, then load the teacher."""
-        super().init_weights()
+        with without_learnt_parts(self):
+            super().init_weights()
+        register_learnt_parts_hook()
         self._tell_alone()
         if self.distilling:
             self._build_teacher()
@@ -177,9 +189,9 @@ class DistillationMixin:
         kinds = self.knowledge_kinds
         self.teacher.build(self, self._class_names(), training_dataset(), kinds)
         if 'features' in kinds:
-            for loss in self.distillation.values():
+            for name, loss in self.distillation.items():
                 if isinstance(loss, FeatureLoss) and loss.loss_weight:
-                    loss.check_widths(*self.teacher.feature_widths)
+                    loss.check_widths(*self.teacher.feature_widths, config_key(name))
 
     def _check_resume(self) -> None:
         """Warn where a resumed run has another teacher than it was started with."""
@@ -238,6 +250,11 @@ def kind_of(loss: nn.Module) -> Kind:
     it compares class logits.
     """
     return getattr(loss, 'kind', 'class')
+
+
+def config_key(name: str) -> str:
+    """Return the config key of a loss by the name that it is logged under."""
+    return 'model.distillation' + name.removeprefix('loss_kd').replace('_', '.', 1)
 
 
 def build_losses(cfg: Any) -> dict[str, nn.Module]:
