@@ -74,11 +74,17 @@ def build(cfg: ConfigDict, rank: int = 0) -> nn.Module:
     return detector.train()
 
 
+def weights(detector: nn.Module) -> dict[str, Tensor]:
+    """The state dict, and the learnt parts of losses that it does not hold."""
+    learnt = {name: value.detach() for name, value in detector.named_parameters()}
+    return {**detector.state_dict(), **learnt}
+
+
 def same_as_single(cfg: ConfigDict, rank: int) -> dict[str, Any]:
     detector = build(cfg, rank)
     data = join([helpers.batch(**image) for image in IMAGES[2 * rank : 2 * rank + 2]])
     logs = train(parallel(detector), detector, data)
-    return dict(logs=logs, state=detector.state_dict())
+    return dict(logs=logs, state=weights(detector))
 
 
 def own_teacher(cfg: ConfigDict, rank: int) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def odd_rank(cfg: ConfigDict, rank: int, *, no_rois: bool) -> dict[str, Any]:
         detector.roi_head.bbox_sampler.num = 0
     data = helpers.batch(num_boxes=3 if rank == 0 else 0)
     logs = train(parallel(detector), detector, data)
-    return dict(logs=logs, state=detector.state_dict())
+    return dict(logs=logs, state=weights(detector))
 
 
 def teacher_from(cfg: ConfigDict, rank: int) -> dict[str, Any]:
@@ -144,6 +150,25 @@ def distilled(teacher_config: ConfigDict, teacher: Teacher) -> ConfigDict:
 
 
 @pytest.fixture(scope='module')
+def learnt(distilled: ConfigDict) -> ConfigDict:
+    widths = dict(student_channels=16, teacher_channels=16)
+    cfg = copy.deepcopy(distilled)
+    # Small, because rounding changes the order of proposals after large steps.
+    fgd = dict(type='FGDLoss', context_weight=5e-4, loss_weight=0.02, **widths)
+    cfg.distillation = dict(cls=dict(type='KDLoss'), fgd=fgd)
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def masked(learnt: ConfigDict) -> ConfigDict:
+    """With masks, which the ranks draw each for itself."""
+    cfg = copy.deepcopy(learnt)
+    cfg.distillation.mgd = dict(cfg.distillation.fgd, type='MGDLoss', loss_weight=1e-6)
+    del cfg.distillation.mgd['context_weight']
+    return cfg
+
+
+@pytest.fixture(scope='module')
 def plain() -> ConfigDict:
     return same_samples(helpers.detector_config())
 
@@ -152,6 +177,8 @@ def plain() -> ConfigDict:
 def ranks(
     plain: ConfigDict,
     distilled: ConfigDict,
+    learnt: ConfigDict,
+    masked: ConfigDict,
     teacher_config: ConfigDict,
     server: tuple[str, list[str]],
     tmp_path_factory: pytest.TempPathFactory,
@@ -161,35 +188,45 @@ def ranks(
     jobs = dict(
         plain=(same_as_single, plain),
         distilled=(same_as_single, distilled),
+        learnt=(same_as_single, learnt),
         own_teacher=(own_teacher, distilled),
         plain_no_foreground=(partial(odd_rank, no_rois=False), plain),
         no_foreground=(partial(odd_rank, no_rois=False), distilled),
         no_rois=(partial(odd_rank, no_rois=True), distilled),
+        no_objects=(partial(odd_rank, no_rois=False), masked),
         download=(teacher_from, helpers.distilled_config(teacher_config, server[0])),
     )
     multiprocessing.spawn(work, args=(jobs, folder), nprocs=2)
     return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
 
 
-@pytest.mark.parametrize('which', ['plain', 'distilled'])
+@pytest.mark.parametrize('which', ['plain', 'distilled', 'learnt'])
 def test_two_ranks_are_the_single_process_on_the_same_batch(
-    which: str, ranks: list[dict], plain: ConfigDict, distilled: ConfigDict
+    which: str,
+    ranks: list[dict],
+    plain: ConfigDict,
+    distilled: ConfigDict,
+    learnt: ConfigDict,
 ) -> None:
-    detector = build(dict(plain=plain, distilled=distilled)[which])
+    detector = build(dict(plain=plain, distilled=distilled, learnt=learnt)[which])
     data = join([helpers.batch(**image) for image in IMAGES])
-    initial = {key: value.clone() for key, value in detector.state_dict().items()}
+    initial = {key: value.clone() for key, value in weights(detector).items()}
     logs = train(detector, detector, data)
     for step, single in enumerate(logs):
         for key, value in single.items():
             mean = sum(rank[which]['logs'][step][key] for rank in ranks) / 2
             assert mean == pytest.approx(value, rel=1e-4, abs=1e-6), (step, key)
-    assert ('loss_kd' in logs[0]) == (which == 'distilled')
-    state = detector.state_dict()
+    assert any('loss_kd' in key for key in logs[0]) == (which != 'plain')
+    state = weights(detector)
+    assert any('learnt_parts' in key for key in state) == (which == 'learnt')
     for key, value in state.items():
         assert torch.equal(ranks[0][which]['state'][key], ranks[1][which]['state'][key]), key
         torch.testing.assert_close(ranks[0][which]['state'][key], value, rtol=1e-4, atol=1e-6)
     moved = max((state[key] - initial[key]).abs().max() for key in initial if 'weight' in key)
     assert moved > 1e-3
+    if which == 'learnt':
+        block = 'learnt_parts.loss_kd_fgd.levels.0.teacher_context.transform.3.bias'
+        assert (state[block] - initial[block]).abs().max() > 1e-4
 
 
 def test_the_teacher_is_neither_broadcast_nor_reduced(ranks: list[dict], plain: ConfigDict) -> None:
@@ -201,7 +238,7 @@ def test_the_teacher_is_neither_broadcast_nor_reduced(ranks: list[dict], plain: 
     torch.testing.assert_close(second, first + 1)
 
 
-@pytest.mark.parametrize('job', ['plain_no_foreground', 'no_foreground', 'no_rois'])
+@pytest.mark.parametrize('job', ['plain_no_foreground', 'no_foreground', 'no_rois', 'no_objects'])
 def test_a_rank_without_foreground_or_rois_keeps_step(job: str, ranks: list[dict]) -> None:
     first, second = (rank[job] for rank in ranks)
     for key, value in first['state'].items():
