@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import doctest
 import inspect
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ import calkd_det.losses
 from calkd_det.errors import ConfigError
 from calkd_det.losses import FeatureLoss, LearntFeatureLoss
 
+DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'losses.md'
 PUBLIC = [getattr(calkd_det.losses, name) for name in calkd_det.losses.__all__]
 LOSSES = [
     cls
@@ -204,6 +207,18 @@ def test_examples_in_the_docstrings_hold(name: str) -> None:
     result = doctest.testmod(sys.modules[name])
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize('cls', LOSSES, ids=lambda cls: cls.__name__)
+def test_the_page_tells_of_it_with_configs_that_build(cls: type[FeatureLoss]) -> None:
+    page = DOCS.read_text(encoding='utf-8')
+    section = page.split(f'\n## {cls.__name__}\n')[1].split('\n## ')[0]
+    snippets = re.findall(
+        r'```python\ndistillation=(dict\(.*?\))(?: *#.*)?\n```', section, re.DOTALL
+    )
+    assert snippets
+    for snippet in snippets:
+        assert type(MODELS.build(eval(snippet)['feat'])) is cls
 
 
 @learnt_losses
