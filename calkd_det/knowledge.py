@@ -48,6 +48,16 @@ class Knowledge(ABC):
     def answered(self, answer: Any) -> Sequence[Tensor]:
         """Return all values of the teacher's answer."""
 
+    def for_teacher(self, name: str, columns: Tensor | None) -> Knowledge:
+        """Return this piece as the teacher is asked about it.
+
+        Args:
+            name: The name of the teacher's part that answers.
+            columns: For each student class and the background its index among the teacher's
+                classes, int64, shape (C + 1,); None where they are the same.
+        """
+        return replace(self, name=name)
+
     @abstractmethod
     def calibrate(self, answer: Any, calibrator: Callable[[Tensor], Tensor]) -> Any:
         """Calibrate the class logits of an answer, and map them to the student's classes.
@@ -89,14 +99,64 @@ class Knowledge(ABC):
 
 
 @dataclass(frozen=True)
+class BoxPredictions:
+    """Boxes that a head predicts for M of its N samples.
+
+    Attributes:
+        rows: Index of each among the N samples, int64, shape (M,).
+        boxes: Decoded boxes, float32, shape (M, 4), x1, y1, x2, y2 in pixels of the batched image.
+            They are not clipped to the image.
+        deltas: Of a RoI head, the values that its coder decodes into ``boxes``, float32, shape
+            (M, 4). None of a dense head.
+        coder: The kind and the numbers of the coder of ``deltas``. Deltas can be compared where
+            these are equal. None where it is not known.
+        distribution: Logits of R bins for each side of the box, float32, shape (M, 4, R). None
+            where the head predicts none.
+        centerness: Logits of centerness, float32, shape (M,). None where the head predicts none.
+    """
+
+    rows: Tensor
+    boxes: Tensor
+    deltas: Tensor | None = None
+    coder: tuple[Any, ...] | None = None
+    distribution: Tensor | None = None
+    centerness: Tensor | None = None
+
+    def values(self) -> dict[str, Tensor]:
+        """Return by name what the head predicts, each a float32 tensor with M rows."""
+        columns = ('boxes', 'deltas', 'distribution', 'centerness')
+        named = {name: getattr(self, name) for name in columns}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def without_non_finite(self) -> tuple[BoxPredictions, Tensor]:
+        """Put zeros in place of every sample with a NaN or infinite value.
+
+        Returns:
+            The predictions, and which samples are finite, bool, shape (M,).
+        """
+        finite = torch.ones_like(self.rows, dtype=torch.bool)
+        for value in self.values().values():
+            rows = value[:, None] if value.dim() == 1 else value.flatten(1)
+            finite &= rows.isfinite().all(dim=1)
+        zeroed = {
+            name: value.where(finite.view(-1, *[1] * (value.dim() - 1)), 0)
+            for name, value in self.values().items()
+        }
+        return replace(self, **zeroed), finite
+
+
+@dataclass(frozen=True)
 class HeadAnswer:
     """What a teacher says of the samples of a head.
 
     Attributes:
         logits: Class logits, float, shape (N, C + 1) or (N, C).
+        boxes: What it predicts for the samples of the student's ``boxes``; None where these are
+            not asked.
     """
 
     logits: Tensor
+    boxes: BoxPredictions | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +179,8 @@ class HeadSamples(Knowledge):
             > 0, such as the number of foreground samples, the number of all samples or the sum of
             qualities. It is a mean over the processes of a distributed training where the head
             takes this mean. None where the head computes no such loss.
+        boxes: Predicted boxes of the foreground samples with a weight above zero; None where they
+            are not recorded.
     """
 
     noun = 'class logits'
@@ -131,19 +193,29 @@ class HeadSamples(Knowledge):
     name: str = ''
     factor: float = 1.0
     avg_factor: Tensor | float | None = None
+    boxes: BoxPredictions | None = None
 
     def __len__(self) -> int:
         return self.logits.shape[0]
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        return frozenset({'class'})
+        return frozenset({'class'} if self.boxes is None else {'class', 'box'})
+
+    def foreground(self) -> Tensor:
+        """Return the index of each foreground sample with a weight above zero, int64, (M,)."""
+        num_classes = self.logits.shape[1] - (self.activation == 'softmax')
+        return ((self.labels < num_classes) & (self.weights > 0)).nonzero().squeeze(1)
 
     def computed(self) -> Sequence[Tensor]:
-        return [self.logits]
+        return _values(self)
 
     def answered(self, answer: HeadAnswer) -> Sequence[Tensor]:
-        return [answer.logits]
+        return _values(answer)
+
+    def for_teacher(self, name: str, columns: Tensor | None) -> HeadSamples:
+        labels = self.labels if columns is None else columns[self.labels]
+        return replace(self, name=name, labels=labels)
 
     def calibrate(self, answer: HeadAnswer, calibrator: Callable[[Tensor], Tensor]) -> HeadAnswer:
         return replace(answer, logits=calibrator(answer.logits))
@@ -152,18 +224,49 @@ class HeadSamples(Knowledge):
         """See :meth:`Knowledge.without_non_finite`. The unit is a sample."""
         finite = answer.logits.sum(dim=1).isfinite()
         logits = answer.logits.masked_fill_(~finite[:, None], 0)
-        return replace(self, weights=self.weights * finite), replace(answer, logits=logits)
+        boxes = answer.boxes
+        if boxes is not None:
+            boxes, finite_boxes = boxes.without_non_finite()
+            finite[boxes.rows] &= finite_boxes
+        return (
+            replace(self, weights=self.weights * finite),
+            replace(answer, logits=logits, boxes=boxes),
+        )
 
     def compare(self, loss: nn.Module, answer: HeadAnswer) -> Tensor:
-        """Call a loss of class logits, with ``avg_factor`` where its ``forward`` takes it.
+        """Call a loss of class logits, or of boxes.
 
-        A user's own loss need not be a :class:`~calkd_det.losses.ClassLoss`, and may take four
-        arguments only.
+        A loss of class logits is given ``avg_factor`` where its ``forward`` takes it. A user's own
+        loss need not be a :class:`~calkd_det.losses.ClassLoss`, and may take four arguments only.
         """
+        if getattr(loss, 'kind', 'class') == 'box':
+            return self._compare_boxes(loss, answer)
         inputs = (self.logits, answer.logits, self.labels, self.weights)
         if 'avg_factor' in inspect.signature(loss.forward).parameters:
             return loss(*inputs, avg_factor=self.avg_factor)
         return loss(*inputs)
+
+    def _compare_boxes(self, loss: nn.Module, answer: HeadAnswer) -> Tensor:
+        rows = self.boxes.rows
+        return loss(
+            self.boxes,
+            answer.boxes,
+            self._scores(self.logits.detach()[rows]),
+            self._scores(answer.logits[rows]),
+            self.labels[rows],
+            self.weights[rows],
+        )
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Return the scores of the C foreground classes, float32, shape (M, C)."""
+        if self.activation == 'sigmoid':
+            return logits.float().sigmoid()
+        return logits.float().softmax(dim=1)[:, :-1]
+
+
+def _values(head: HeadSamples | HeadAnswer) -> list[Tensor]:
+    """Return the class logits and the predicted boxes."""
+    return [head.logits, *(head.boxes.values().values() if head.boxes is not None else ())]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.knowledge import HeadSamples, Kind, Knowledge
-from calkd_det.losses import DistillationLoss, FeatureLoss
+from calkd_det.losses import BoxLoss, DistillationLoss, FeatureLoss
 from calkd_det.taps import find_taps
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
@@ -192,6 +192,10 @@ class DistillationMixin:
             for name, loss in self.distillation.items():
                 if isinstance(loss, FeatureLoss) and loss.loss_weight:
                     loss.check_widths(*self.teacher.feature_widths, config_key(name))
+        if 'box' in kinds:
+            for name, loss in self.distillation.items():
+                if isinstance(loss, BoxLoss) and loss.loss_weight:
+                    loss.check_bins(*self.teacher.box_bins, config_key(name))
 
     def _check_resume(self) -> None:
         """Warn where a resumed run has another teacher than it was started with."""
@@ -227,14 +231,17 @@ class DistillationMixin:
         """Check that the detector has what the losses compare."""
         if not self.distillation:
             return
-        losses = self.distillation.values()
-        taps = find_taps(self, frozenset(map(kind_of, losses)), 'model')
-        for loss in losses:
+        kinds = frozenset(map(kind_of, self.distillation.values()))
+        taps = find_taps(self, kinds, 'model')
+        for name, loss in self.distillation.items():
             if kind_of(loss) == 'class' and loss.activation != taps.head.activation(self):
                 raise ConfigError(
                     f'model.distillation: {type(loss).__name__} compares {loss.activation} '
                     f'scores, but the student classifies by {taps.head.activation(self)}'
                 )
+            if isinstance(loss, BoxLoss):
+                bins = taps.head.distribution_bins(self)
+                loss.check_bins(bins, bins, config_key(name))
 
 
 def _arguments(cls: type) -> set[str]:

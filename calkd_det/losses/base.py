@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calkd_det.config import check_number
 from calkd_det.errors import ConfigError
-from calkd_det.knowledge import Kind
+from calkd_det.knowledge import BoxPredictions, Kind
 
 # The divisor of a head's own classification loss; None where it is not known.
 AvgFactor = Union[float, Tensor, None]
@@ -22,9 +22,9 @@ AvgFactor = Union[float, Tensor, None]
 class DistillationLoss(nn.Module, ABC):
     """Base class of the distillation losses of every kind.
 
-    A loss of one's own derives from :class:`ClassLoss` or :class:`FeatureLoss`. It
-    keeps each argument of its constructor in an attribute of the same name. ``repr`` prints
-    these, and the losses of a resumed run are compared by ``repr``.
+    A loss of one's own derives from :class:`ClassLoss`, :class:`BoxLoss` or
+    :class:`FeatureLoss`. It keeps each argument of its constructor in an attribute of the same
+    name. ``repr`` prints these, and the losses of a resumed run are compared by ``repr``.
 
     Args:
         loss_weight: Factor of the loss, >= 0. Zero switches the loss off. Where all are off, the
@@ -137,6 +137,70 @@ class ClassLoss(DistillationLoss):
         labels: Tensor,
         weights: Tensor,
         avg_factor: AvgFactor,
+    ) -> Tensor:
+        """Compute the loss before ``loss_weight``; the arguments are those of :meth:`forward`."""
+
+
+class BoxLoss(DistillationLoss):
+    """Base class of the losses of predicted boxes.
+
+    A subclass gives its arguments their default values and computes its loss in :meth:`compute`.
+    The arguments are those of :class:`DistillationLoss`.
+    """
+
+    kind = 'box'
+
+    def check_bins(
+        self, student: int | None, teacher: int | None, key: str = 'distillation'
+    ) -> None:
+        """Check before the first step what the heads predict for each side of a box.
+
+        Args:
+            student: Number of bins of the distribution that the student's head predicts; None
+                where it predicts no distribution.
+            teacher: The same of the teacher's head.
+            key: The config key of the loss.
+
+        Raises:
+            ConfigError: The loss cannot compare them.
+        """
+
+    def forward(
+        self,
+        student: BoxPredictions,
+        teacher: BoxPredictions,
+        student_scores: Tensor,
+        teacher_scores: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """Compute the weighted loss, outside of autocast.
+
+        Args:
+            student: What the student predicts for M foreground samples.
+            teacher: What the teacher predicts for the same samples.
+            student_scores: The student's probabilities of the C classes, float32, shape (M, C),
+                without a graph.
+            teacher_scores: The teacher's calibrated probabilities, float32, shape (M, C).
+            labels: Assigned classes, int64, shape (M,), below C.
+            weights: The head's weights of the samples, float, shape (M,), >= 0.
+
+        Returns:
+            A scalar, float32. It is zero, with a graph, where there is no sample.
+        """
+        with torch.autocast(student.boxes.device.type, enabled=False):
+            loss = self.compute(student, teacher, student_scores, teacher_scores, labels, weights)
+        return self.loss_weight * loss
+
+    @abstractmethod
+    def compute(
+        self,
+        student: BoxPredictions,
+        teacher: BoxPredictions,
+        student_scores: Tensor,
+        teacher_scores: Tensor,
+        labels: Tensor,
+        weights: Tensor,
     ) -> Tensor:
         """Compute the loss before ``loss_weight``; the arguments are those of :meth:`forward`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calkd_det.knowledge import Activation, HeadSamples
-from calkd_det.taps.base import CLASS, Tap
+from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap
 from calkd_det.taps.cascade_roi_head import CascadeRoIHeadTap
 from calkd_det.taps.dense_head import Branch, DenseHeadTap
 from calkd_det.taps.feature_maps import check_maps, probe_maps
@@ -21,6 +21,7 @@ from calkd_det.taps.yolox_head import YOLOXHeadTap
 
 __all__ = [
     'CLASS',
+    'CLASS_AND_BOX',
     'TAPS',
     'Activation',
     'Branch',

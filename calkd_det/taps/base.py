@@ -13,6 +13,7 @@ from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
 from calkd_det.taps.geometry import Geometry
 
 CLASS: frozenset[Kind] = frozenset({'class'})
+CLASS_AND_BOX: frozenset[Kind] = frozenset({'class', 'box'})
 
 
 class Tap(ABC):
@@ -58,6 +59,13 @@ class Tap(ABC):
     def kinds(self, detector: nn.Module) -> frozenset[Kind]:
         """Return what the tap can read of the detector's head."""
         return CLASS
+
+    def distribution_bins(self, detector: nn.Module) -> int | None:
+        """Return the number of bins of the distribution predicted for each side of a box.
+
+        None where the head predicts no distribution.
+        """
+        return None
 
     @abstractmethod
     def record(
@@ -109,24 +117,31 @@ class Tap(ABC):
         Args:
             detector: The detector that is asked.
             feats: Its features of the same batch, from :meth:`prepare`.
-            samples: The samples of the other. Their ``locations`` and ``name`` are used.
+            samples: The samples of the other. Their ``locations`` and ``name`` are used. Where
+                they have ``boxes``, the ``rows`` of these and their ``labels`` are used as well;
+                labels are those of the C' classes of ``detector``.
 
         Returns:
-            Logits, shape (N, C' + 1) or (N, C') with the C' classes of ``detector``.
+            Logits, shape (N, C' + 1) or (N, C'), and boxes where the samples have boxes.
         """
 
     @abstractmethod
-    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
-        """Compute class logits of the whole head on random features.
+    def example(
+        self, detector: nn.Module, kinds: frozenset[Kind] = CLASS
+    ) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
+        """Compute class logits, and boxes if asked, of the whole head on random features.
 
-        For a head that no test runs on, the logits of :meth:`answer` are compared with them.
+        For a head that no test runs on, what :meth:`answer` gives is compared with them.
 
         Args:
             detector: A detector without backbone and neck, in eval mode, on the CPU.
+            kinds: What to compute, some of :meth:`kinds`. A tap without boxes is called without
+                this argument.
 
         Returns:
             Features like those of the neck, each (B, D, H, W), and for each classifier its samples
-            with the logits that the head computes for them.
+            with the logits, and the boxes of all of them, that the head computes. Negative
+            coordinates of the boxes may be clipped to zero.
         """
 
     @abstractmethod

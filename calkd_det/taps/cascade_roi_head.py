@@ -14,13 +14,14 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, Tap
+from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap
 from calkd_det.taps.box_head import (
     ACTIVATION,
-    class_logits,
+    answer_of_head,
     drop_regression,
     example_inputs,
     example_samples,
+    has_readable_boxes,
     is_of_mmdet,
     is_readable,
     keep_children,
@@ -87,6 +88,10 @@ class CascadeRoIHeadTap(Tap):
     def geometry(self, detector: nn.Module) -> Geometry:
         return ROIS
 
+    def kinds(self, detector: nn.Module) -> frozenset[Kind]:
+        heads = detector.roi_head.bbox_head
+        return CLASS_AND_BOX if all(map(has_readable_boxes, heads)) else CLASS
+
     @contextmanager
     def record(
         self,
@@ -98,7 +103,7 @@ class CascadeRoIHeadTap(Tap):
         samples: list[HeadSamples] = []
         with ExitStack() as stack:
             records = [
-                stack.enter_context(watch_box_head(extractor, head))
+                stack.enter_context(watch_box_head(extractor, head, kinds))
                 for extractor, head in zip(roi_head.bbox_roi_extractor, roi_head.bbox_head)
             ]
             yield samples
@@ -120,8 +125,9 @@ class CascadeRoIHeadTap(Tap):
             roi_head.glbctx_head.fc = nn.Identity()
         detector.rpn_head = None
         keep_children(roi_head, names)
-        for head in roi_head.bbox_head:
-            drop_regression(head)
+        if 'box' not in kinds:
+            for head in roi_head.bbox_head:
+                drop_regression(head)
 
     def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         roi_head = detector.roi_head
@@ -146,9 +152,11 @@ class CascadeRoIHeadTap(Tap):
             roi_feats = roi_feats + semantic
         if context is not None:
             roi_feats = roi_feats + context[rois[:, 0].long()]
-        return HeadAnswer(class_logits(roi_head.bbox_head[stage], roi_feats))
+        return answer_of_head(roi_head.bbox_head[stage], roi_feats, samples)
 
-    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
+    def example(
+        self, detector: nn.Module, kinds: frozenset[Kind] = CLASS
+    ) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         roi_head = detector.roi_head
         num_levels = getattr(getattr(roi_head, 'semantic_head', None), 'num_ins', 0)
         feats, rois = example_inputs(roi_head.bbox_roi_extractor[0], num_levels)
@@ -159,8 +167,9 @@ class CascadeRoIHeadTap(Tap):
             shared['glbctx_feat'] = roi_head.glbctx_head(feats)[1]
         samples = []
         for stage, name in enumerate(self.classifiers(detector)):
-            logits = roi_head._bbox_forward(stage, feats, rois, **shared)['cls_score']
-            samples.append(example_samples(logits, rois, name))
+            results = roi_head._bbox_forward(stage, feats, rois, **shared)
+            head = roi_head.bbox_head[stage]
+            samples.append(example_samples(head, results, rois, kinds, name))
         return feats, samples
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -29,8 +29,16 @@ from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
-from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, Tap
+from calkd_det.knowledge import Activation, BoxPredictions, HeadAnswer, HeadSamples, Kind
+from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap
+from calkd_det.taps.dense_boxes import (
+    distribution_bins,
+    drop_other_parts,
+    has_readable_boxes,
+    predicted_boxes,
+    read_boxes,
+    rows,
+)
 from calkd_det.taps.dense_samples import NUM_DRAWN, NUM_HARDEST, share_of_background
 from calkd_det.taps.feature_maps import crop
 from calkd_det.taps.geometry import Geometry
@@ -136,6 +144,12 @@ class DenseHeadTap(Tap):
         points = tuple(((x1 + x2) / 2, (y1 + y2) / 2) for ((x1, y1, x2, y2),) in anchors)
         return Geometry('locations', self.question, strides, points)
 
+    def kinds(self, detector: nn.Module) -> frozenset[Kind]:
+        return CLASS_AND_BOX if has_readable_boxes(detector.bbox_head) else CLASS
+
+    def distribution_bins(self, detector: nn.Module) -> int | None:
+        return distribution_bins(detector.bbox_head)
+
     @contextmanager
     def record(
         self,
@@ -154,12 +168,17 @@ class DenseHeadTap(Tap):
                 hooks.callback(handle.remove)
             yield samples
         samples.append(record.samples())
+        if 'box' in kinds:
+            samples[0] = with_boxes(samples[0], head, record.outputs)
         if not self.is_tried(detector) and head not in self._checked_rows:
             record.check_rows(type(head).__name__, head.num_classes)
             self._checked_rows.add(head)
 
     def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
         head = detector.bbox_head
+        if 'box' in kinds:
+            drop_other_parts(head)
+            return
         branch = self.branches[type(head)]
         for name, _ in list(head.named_children()):
             if name not in (branch.convs, branch.classifier):
@@ -169,6 +188,8 @@ class DenseHeadTap(Tap):
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
     ) -> HeadAnswer:
         head = detector.bbox_head
+        if samples.boxes is not None:
+            return _answer_of_whole_head(head, feats, samples)
         branch = self.branches[type(head)]
         convs, classifier = getattr(head, branch.convs), getattr(head, branch.classifier)
         convs_by_level = any(isinstance(part, (nn.ModuleList, nn.Sequential)) for part in convs)
@@ -181,13 +202,19 @@ class DenseHeadTap(Tap):
             logits.append(rows(crop(x, size), head.num_classes))
         return HeadAnswer(torch.cat(logits))
 
-    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
+    def example(
+        self, detector: nn.Module, kinds: frozenset[Kind] = CLASS
+    ) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         head = detector.bbox_head
         strides = self.geometry(detector).strides
         # Deformable convolutions need maps of at least 3 x 3 cells.
         sizes = [(max(3, 8 >> level), max(4, 6 >> level)) for level in range(len(strides))]
         feats = random_features(sizes, head.in_channels)
-        logits = join([rows(maps, head.num_classes) for maps in head(feats)[0]])
+        outputs = head(feats)
+        logits = join([rows(maps, head.num_classes) for maps in outputs[0]])
+        boxes = None
+        if 'box' in kinds:
+            boxes = BoxPredictions(torch.arange(len(logits)), predicted_boxes(head, outputs))
         return feats, [
             HeadSamples(
                 logits=logits,
@@ -195,6 +222,7 @@ class DenseHeadTap(Tap):
                 weights=torch.ones(len(logits)),
                 locations=torch.tensor(sizes),
                 activation='sigmoid',
+                boxes=boxes,
             )
         ]
 
@@ -219,15 +247,37 @@ class DenseHeadTap(Tap):
         return {'distillation': share_of_background(samples[0], anchors, seeds)}
 
 
+def with_boxes(
+    samples: HeadSamples, head: nn.Module, outputs: Sequence[Sequence[Tensor]]
+) -> HeadSamples:
+    """Add the boxes of the foreground samples with a weight above zero.
+
+    Args:
+        samples: All samples of the head.
+        head: A head whose boxes can be read.
+        outputs: What its forward returned, by kind and level.
+    """
+    index = samples.foreground()
+    return replace(samples, boxes=read_boxes(head, outputs, index))
+
+
+def _answer_of_whole_head(
+    head: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
+) -> HeadAnswer:
+    """Return classes and boxes of one forward of a head."""
+    sizes = samples.locations.tolist()
+    # RTMDet-Ins returns no map by level as its last.
+    outputs = [
+        [crop(maps, size) for maps, size in zip(levels, sizes)] for levels in head(feats)[:3]
+    ]
+    logits = torch.cat([rows(maps, head.num_classes) for maps in outputs[0]])
+    return HeadAnswer(logits, read_boxes(head, outputs, samples.boxes.rows))
+
+
 def _prior_generator(head: nn.Module) -> nn.Module:
     """Return the generator of the boxes or points that a head classifies."""
     # SABL classifies squares, and labels them by the anchors around them.
     return getattr(head, 'square_anchor_generator', None) or head.prior_generator
-
-
-def rows(maps: Tensor, num_classes: int) -> Tensor:
-    """Return logits by sample, (B * H * W * A, C), from maps of shape (B, A * C, H, W)."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, num_classes)
 
 
 @dataclass
@@ -236,7 +286,8 @@ class DenseRecord:
 
     Attributes:
         divides_by_metrics: Whether the head divides its loss by the sum of its assign metrics.
-        maps: Class logits of each level, each (B, A * C, H, W).
+        outputs: What the head returned, by kind and level; class logits first, each
+            (B, A * C, H, W).
         sizes: Height and width of each map.
         logits: Logits of each call of ``loss_cls``, each (n, C).
         labels: Labels of each call, int64, each (n,).
@@ -246,7 +297,7 @@ class DenseRecord:
     """
 
     divides_by_metrics: bool
-    maps: Sequence[Tensor] = ()
+    outputs: Sequence[Sequence[Tensor]] = ()
     sizes: list[tuple[int, int]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
@@ -255,7 +306,7 @@ class DenseRecord:
     avg_factor: Tensor | float | None = None
 
     def on_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
-        self.maps = output[0]
+        self.outputs = output
         self.sizes = [tuple(maps.shape[-2:]) for maps in output[0]]
         self.logits, self.labels, self.weights, self.metrics = [], [], [], []
         self.avg_factor = None
@@ -299,7 +350,7 @@ class DenseRecord:
             ConfigError: They are not. Labels and the teacher's logits would be those of other
                 samples.
         """
-        given, own = join(self.logits), join([rows(maps, num_classes) for maps in self.maps])
+        given, own = join(self.logits), join([rows(maps, num_classes) for maps in self.outputs[0]])
         if given.shape != own.shape or not torch.equal(given, own):
             raise ConfigError(
                 f'{head} cannot be read: what its loss_cls is given, '

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import FeatureMaps, HeadAnswer, Kind, Knowledge
-from calkd_det.taps.base import Tap
+from calkd_det.taps.base import CLASS_AND_BOX, Tap
 from calkd_det.taps.box_head import keep_children
 from calkd_det.taps.feature_maps import FeatureMapTap
-from calkd_det.taps.refused import describe_heads
+from calkd_det.taps.refused import describe_heads, reason_against_boxes
 from calkd_det.taps.registry import find_tap
+from calkd_det.taps.self_test import check_answers
 
 Answer = Union[HeadAnswer, tuple[Tensor, ...]]
 
-_HEAD_KINDS: frozenset[Kind] = frozenset({'class', 'box'})
 # What computes the features of every detector of mmdet.
 _BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
 
@@ -98,12 +98,16 @@ def find_taps(detector: nn.Module, kinds: frozenset[Kind], key: str) -> Knowledg
         ConfigError: The detector's head cannot be read, see
             :func:`~calkd_det.taps.registry.find_tap`, or its boxes cannot.
     """
-    if not kinds & _HEAD_KINDS:
+    if not kinds & CLASS_AND_BOX:
         return KnowledgeTaps(kinds, None)
     head = find_tap(detector, key)
-    if 'box' in kinds and 'box' not in head.kinds(detector):
-        raise ConfigError(
-            f'{key}: CalKD-Det reads the class logits of a {type(detector).__name__} with '
-            f'{describe_heads(detector)}, but not its boxes'
-        )
+    if 'box' in kinds:
+        if 'box' not in head.kinds(detector):
+            raise ConfigError(
+                f'{key}: CalKD-Det reads the class logits of a {type(detector).__name__} with '
+                f'{describe_heads(detector)}, but not its boxes: {reason_against_boxes(detector)}. '
+                'Leave the losses of boxes out of model.distillation'
+            )
+        if not head.is_tried(detector):
+            check_answers(head, detector, key, CLASS_AND_BOX)
     return KnowledgeTaps(kinds, head)

@@ -79,6 +79,30 @@ _SIGMOID_ROI_HEAD = (
 )
 
 
+# Heads whose classes a tap can read, but not their boxes.
+_BOXES_REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        ('SABLHead', 'SABLRetinaHead'),
+        'it chooses among buckets along each side of a box, through which no gradient flows',
+    ),
+    'GridRoIHead': 'its boxes come from heat maps of a grid branch, not from its box head',
+}
+
+
+def reason_against_boxes(detector: nn.Module) -> str:
+    """Return why the boxes of a detector whose classes can be read are refused, as a clause."""
+    for head in _heads_and_box_heads(detector):
+        for cls in type(head).__mro__:
+            if cls.__name__ in _BOXES_REFUSED:
+                return _BOXES_REFUSED[cls.__name__]
+    if any(getattr(head, 'with_reg', True) is False for head in _heads_and_box_heads(detector)):
+        return 'its box head has with_reg=False and predicts none'
+    return (
+        'how it decodes them is not known; a Tap of its own can tell, register_tap(MyTap()), with '
+        "'box' among its kinds"
+    )
+
+
 def reason_against(detector: nn.Module) -> str | None:
     """Return why a detector's head is refused, as a clause for the user; None if unknown."""
     return next(_reasons(detector), None)
@@ -105,17 +129,8 @@ def _main_head(detector: nn.Module) -> nn.Module | None:
 
 
 def _reasons(detector: nn.Module) -> Iterator[str]:
-    main_head = _main_head(detector)
-    heads = [
-        head
-        for name, child in detector.named_children()
-        if (child is main_head if main_head is not None else name.endswith('head'))
-        for head in _iterate_heads(child)
-    ]
-    roi_head = getattr(detector, 'roi_head', None)
-    box_heads = list(_iterate_heads(getattr(roi_head, 'bbox_head', None)))
-    losses = [head.loss_cls for head in box_heads if hasattr(head, 'loss_cls')]
-    for module in (*heads, *box_heads, *losses):
+    losses = [head.loss_cls for head in _box_heads(detector) if hasattr(head, 'loss_cls')]
+    for module in (*_heads_and_box_heads(detector), *losses):
         if reason := _SETTINGS.get(type(module).__name__):
             yield reason
         # A subclass is refused for the reason of its base class.
@@ -124,6 +139,23 @@ def _reasons(detector: nn.Module) -> Iterator[str]:
         )
     if any(getattr(loss, 'use_sigmoid', False) for loss in losses):
         yield _SIGMOID_ROI_HEAD
+
+
+def _heads_and_box_heads(detector: nn.Module) -> list[nn.Module]:
+    """Return the main head of a detector, or all its heads, and the box heads of its RoI head."""
+    main_head = _main_head(detector)
+    heads = [
+        head
+        for name, child in detector.named_children()
+        if (child is main_head if main_head is not None else name.endswith('head'))
+        for head in _iterate_heads(child)
+    ]
+    return [*heads, *_box_heads(detector)]
+
+
+def _box_heads(detector: nn.Module) -> list[nn.Module]:
+    roi_head = getattr(detector, 'roi_head', None)
+    return list(_iterate_heads(getattr(roi_head, 'bbox_head', None)))
 
 
 def _iterate_heads(module: nn.Module | None) -> Iterable[nn.Module]:

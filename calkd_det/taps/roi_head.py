@@ -20,13 +20,14 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, Tap
+from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap
 from calkd_det.taps.box_head import (
     ACTIVATION,
-    class_logits,
+    answer_of_head,
     drop_regression,
     example_inputs,
     example_samples,
+    has_readable_boxes,
     is_of_mmdet,
     is_readable,
     keep_children,
@@ -101,6 +102,9 @@ class RoIHeadTap(Tap):
     def geometry(self, detector: nn.Module) -> Geometry:
         return ROIS
 
+    def kinds(self, detector: nn.Module) -> frozenset[Kind]:
+        return CLASS_AND_BOX if has_readable_boxes(detector.roi_head.bbox_head) else CLASS
+
     @contextmanager
     def record(
         self,
@@ -110,29 +114,34 @@ class RoIHeadTap(Tap):
     ) -> Iterator[list[HeadSamples]]:
         roi_head = detector.roi_head
         samples: list[HeadSamples] = []
-        with watch_box_head(roi_head.bbox_roi_extractor, roi_head.bbox_head) as record:
+        with watch_box_head(roi_head.bbox_roi_extractor, roi_head.bbox_head, kinds) as record:
             yield samples
         samples.append(record.samples())
 
     def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
         detector.rpn_head = None
         keep_children(detector.roi_head, ('bbox_roi_extractor', 'bbox_head', 'shared_head'))
-        drop_regression(detector.roi_head.bbox_head)
+        if 'box' not in kinds:
+            drop_regression(detector.roi_head.bbox_head)
 
     def answer(
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
     ) -> HeadAnswer:
         roi_head = detector.roi_head
-        roi_feats = roi_features(roi_head.bbox_roi_extractor, feats, samples.locations)
-        if roi_head.with_shared_head:
-            roi_feats = roi_head.shared_head(roi_feats)
-        return HeadAnswer(class_logits(roi_head.bbox_head, roi_feats))
+        roi_feats = _roi_features(roi_head, feats, samples.locations)
+        box_feats = None
+        if samples.boxes is not None and isinstance(roi_head, DoubleHeadRoIHead):
+            rois = samples.locations[samples.boxes.rows]
+            box_feats = _roi_features(roi_head, feats, rois, roi_head.reg_roi_scale_factor)
+        return answer_of_head(roi_head.bbox_head, roi_feats, samples, box_feats)
 
-    def example(self, detector: nn.Module) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
+    def example(
+        self, detector: nn.Module, kinds: frozenset[Kind] = CLASS
+    ) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
         roi_head = detector.roi_head
         feats, rois = example_inputs(roi_head.bbox_roi_extractor)
-        logits = roi_head._bbox_forward(feats, rois)['cls_score']
-        return feats, [example_samples(logits, rois)]
+        results = roi_head._bbox_forward(feats, rois)
+        return feats, [example_samples(roi_head.bbox_head, results, rois, kinds, name='')]
 
     @torch.no_grad()
     def sample_sets(
@@ -160,3 +169,11 @@ class RoIHeadTap(Tap):
                 detector, sampled_images, data_samples, ACTIVATION
             )
         return groups
+
+
+def _roi_features(
+    roi_head: nn.Module, feats: tuple[Tensor, ...], rois: Tensor, scale: float | None = None
+) -> Tensor:
+    """Return the features that a box head reads, see :func:`box_head.roi_features`."""
+    roi_feats = roi_features(roi_head.bbox_roi_extractor, feats, rois, scale)
+    return roi_head.shared_head(roi_feats) if roi_head.with_shared_head else roi_feats

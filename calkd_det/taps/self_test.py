@@ -1,9 +1,10 @@
-"""Check that a tap computes the logits of a head that the tests of the taps do not run on."""
+"""Check that a tap answers as a head does that the tests of the taps do not run on."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from weakref import WeakSet
 
 import torch
@@ -11,19 +12,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calkd_det.errors import ConfigError
-from calkd_det.taps.base import Tap
+from calkd_det.knowledge import HeadAnswer, HeadSamples, Kind
+from calkd_det.taps.base import CLASS, Tap
 
-# In standard deviations of the logits: the same operations in float32 may differ in their order.
+# In standard deviations of the logits or boxes. The same operations in float32 may differ in their
+# order.
 TOLERANCE = 1e-4
 # Children of a detector that run before its heads.
 _BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
 
-_checked: WeakSet[nn.Module] = WeakSet()
+# Detectors by the kinds that were checked.
+_checked: defaultdict[frozenset[Kind], WeakSet[nn.Module]] = defaultdict(WeakSet)
 
 
 @torch.no_grad()
-def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
-    """Check once for a detector that a tap computes the same logits as the whole head.
+def check_answers(tap: Tap, detector: nn.Module, key: str, kinds: frozenset[Kind] = CLASS) -> None:
+    """Check once for a detector that a tap computes the same values as the whole head.
 
     A copy of the heads with random weights runs on random features, on the CPU. Neither the
     detector nor the random state changes.
@@ -32,21 +36,22 @@ def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
         tap: A tap that supports the detector.
         detector: Any detector whose heads can be copied.
         key: How an error message names the detector.
+        kinds: What is compared: class logits, or boxes as well.
 
     Raises:
-        ConfigError: The tap cannot read the head, or computes other logits.
+        ConfigError: The tap cannot read the head, or computes other logits or boxes.
     """
-    if detector in _checked:
+    if detector in _checked[kinds]:
         return
     advice = _DENSE_ADVICE if getattr(detector, 'roi_head', None) is None else _ROI_ADVICE
     try:
         with torch.random.fork_rng(devices=[]), torch.autocast('cpu', enabled=False):
             torch.manual_seed(0)
             twin = _copy_heads(detector)
-            feats, groups = tap.example(twin)
-            tap.keep(twin)
+            feats, groups = tap.example(twin) if kinds == CLASS else tap.example(twin, kinds)
+            tap.keep(twin, kinds)
             feats = tap.prepare(twin, feats)
-            answers = [tap.answer(twin, feats, group).logits for group in groups]
+            answers = [tap.answer(twin, feats, group) for group in groups]
     # The head may be a user's code and raise anything; the message names the head.
     except Exception as error:
         raise ConfigError(
@@ -54,14 +59,26 @@ def check_answers(tap: Tap, detector: nn.Module, key: str) -> None:
             f'{type(error).__name__}: {error}. {advice}'
         ) from error
     for group, answer in zip(groups, answers):
-        difference = largest_difference(answer, group.logits)
-        if not difference <= TOLERANCE:
-            raise ConfigError(
-                f'{key}: {_describe(detector)} cannot be read: on random features the logits '
-                f'of its classification branch differ from those that the head itself computes '
-                f'by up to {difference:.2g} of their standard deviation. {advice}'
-            )
-    _checked.add(detector)
+        for what, difference in _differences(answer, group).items():
+            if not difference <= TOLERANCE:
+                raise ConfigError(
+                    f'{key}: {_describe(detector)} cannot be read: on random features {what} '
+                    f'differ from those that the head itself computes by up to {difference:.2g} '
+                    f'of their standard deviation. {advice}'
+                )
+    _checked[kinds].add(detector)
+
+
+def _differences(answer: HeadAnswer, samples: HeadSamples) -> dict[str, float]:
+    """Return the largest difference of an answer from what the head computes, by what it is of."""
+    differences = {
+        'the logits of its classification branch': largest_difference(answer.logits, samples.logits)
+    }
+    if samples.boxes is not None:
+        # The head clips its boxes to the image.
+        boxes = [head.boxes.boxes.clamp(min=0) for head in (answer, samples)]
+        differences['its boxes'] = largest_difference(*boxes)
+    return differences
 
 
 _DENSE_ADVICE = (
@@ -81,8 +98,8 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     It is infinite where the shapes differ or a value is not finite.
 
     Args:
-        ours: Logits, float, of any shape.
-        theirs: Logits to compare with, float.
+        ours: Logits or boxes, float, of any shape.
+        theirs: Those to compare with, float.
     """
     if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
         return math.inf

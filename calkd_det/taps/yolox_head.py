@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from calkd_det.knowledge import HeadSamples, Kind
 from calkd_det.taps.base import CLASS
-from calkd_det.taps.dense_head import Branch, DenseHeadTap, join, rows
+from calkd_det.taps.dense_boxes import rows
+from calkd_det.taps.dense_head import Branch, DenseHeadTap, join, with_boxes
 
 
 class YOLOXHeadTap(DenseHeadTap):
@@ -42,12 +43,12 @@ class YOLOXHeadTap(DenseHeadTap):
         data_samples: SampleList = (),
     ) -> Iterator[list[HeadSamples]]:
         head = detector.bbox_head
-        maps: list[Tensor] = []
+        outputs: list[Sequence[Tensor]] = []
         labels: list[Tensor] = []
         get_targets, assigner = head._get_targets_single, head.assigner
 
         def on_maps(module: nn.Module, args: tuple, output: tuple) -> None:
-            maps[:] = output[0]
+            outputs[:] = output
             labels.clear()
 
         def on_image(priors: Tensor, *args: Any, **kwargs: Any) -> tuple:
@@ -71,12 +72,14 @@ class YOLOXHeadTap(DenseHeadTap):
             handle.remove()
             del head._get_targets_single
             head.assigner = assigner
-        samples.append(_samples(maps, labels, head.num_classes))
+        if not outputs:
+            raise RuntimeError('the head did not run while its loss was computed')
+        samples.append(_samples(outputs[0], labels, head.num_classes))
+        if 'box' in kinds:
+            samples[0] = with_boxes(samples[0], head, outputs)
 
 
-def _samples(maps: list[Tensor], labels: list[Tensor], num_classes: int) -> HeadSamples:
-    if not maps:
-        raise RuntimeError('the head did not run while its loss was computed')
+def _samples(maps: Sequence[Tensor], labels: list[Tensor], num_classes: int) -> HeadSamples:
     sizes = [tuple(level.shape[-2:]) for level in maps]
     # Labels come by image, then level.
     by_level = torch.stack(labels).split([height * width for height, width in sizes], dim=1)

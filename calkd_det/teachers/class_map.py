@@ -43,6 +43,11 @@ class ClassMap(nn.Module):
         self.register_buffer('columns', torch.tensor(columns, dtype=torch.long))
         self.register_buffer('background', torch.tensor(background, dtype=torch.long))
 
+    @property
+    def label_columns(self) -> Tensor:
+        """For each student class, then the background, its index among the teacher's classes."""
+        return torch.cat([self.columns, self.background[-1:]])
+
     def forward(self, logits: Tensor) -> Tensor:
         """Map logits of shape (N, C_teacher + 1) to (N, C_student + 1), background last.
 

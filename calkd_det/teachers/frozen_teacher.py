@@ -6,7 +6,6 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,9 +119,10 @@ class TeacherNetwork(nn.Module):
             the student's classes, float32, of the shape of the student's.
         """
         answers = []
+        columns = None if self.class_map is None else self.class_map.label_columns
         with self._autocast(feats[0].device.type):
             for piece in knowledge:
-                asked = replace(piece, name=self.classifiers.get(piece.name, piece.name))
+                asked = piece.for_teacher(self.classifiers.get(piece.name, piece.name), columns)
                 answer = self.taps.answer(self.detector, feats, asked)
                 answers.append(piece.calibrate(answer, self.calibrate))
         return answers
@@ -182,6 +182,9 @@ class FrozenTeacher:
         network: None until :meth:`build`.
         feature_widths: Set by :meth:`build` where features are asked. The numbers of channels of
             each level of the student's feature maps, and of the teacher's.
+        box_bins: Set by :meth:`build` where boxes are asked. The number of bins of the distribution
+            that the student's head predicts for each side of a box, None without one, and that
+            of the teacher's.
         identity: Set by :meth:`build`. What makes this teacher, by config key: a text for the
             reader, and a digest of the content behind it.
 
@@ -220,6 +223,7 @@ class FrozenTeacher:
             )
         self.network: TeacherNetwork | None = None
         self.feature_widths: tuple[list[int], list[int]] | None = None
+        self.box_bins: tuple[int | None, int | None] | None = None
         self.identity: dict[str, tuple[str, str]] = {}
 
     @classmethod
@@ -270,6 +274,11 @@ class FrozenTeacher:
                 self.stages,
                 student_taps.head.classifiers(student),
                 taps.head.classifiers(detector),
+            )
+        if 'box' in kinds:
+            self.box_bins = (
+                student_taps.head.distribution_bins(student),
+                taps.head.distribution_bins(detector),
             )
         if taps.features is not None:
             self.feature_widths = match_feature_maps(student, detector)

@@ -13,19 +13,24 @@ import pytest
 import torch
 import two_stage_cases
 from cases import Case
-from mmdet.models.dense_heads import FSAFHead, RetinaHead, YOLOXHead
+from mmdet.models.dense_heads import AnchorFreeHead, FSAFHead, RetinaHead, YOLOXHead
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
+from mmdet.models.utils import multi_apply
 from mmdet.registry import MODELS
 from mmengine.hub import get_config
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.taps import (
+    CLASS,
+    CLASS_AND_BOX,
     TAPS,
     Branch,
     DenseHeadTap,
     find_tap,
+    find_taps,
     register_dense_head,
     register_roi_head,
     register_tap,
@@ -86,6 +91,15 @@ class SharpRetinaHead(RetinaHead):
 
 
 @MODELS.register_module()
+class MovedBoxesRetinaHead(RetinaHead):
+    """Moves the boxes after its coder has decoded them."""
+
+    def _bbox_post_process(self, results: InstanceData, *args: Any, **kwargs: Any) -> InstanceData:
+        results.bboxes = results.bboxes + 1
+        return super()._bbox_post_process(results, *args, **kwargs)
+
+
+@MODELS.register_module()
 class ScaledRetinaHead(RetinaHead):
     """Has an objectness that a start near 0 hides: all of its logits are near the classifier's."""
 
@@ -106,6 +120,25 @@ class ReorderingRetinaHead(RetinaHead):
 
     def loss_by_feat_single(self, cls_score: Tensor, *args: Any, **kwargs: Any) -> tuple:
         return super().loss_by_feat_single(cls_score.flip(-1), *args, **kwargs)
+
+
+@MODELS.register_module()
+class OwnBoxesHead(AnchorFreeHead):
+    """Derives from a base that decodes no boxes itself."""
+
+    def __init__(self, num_classes: int, in_channels: int, **kwargs: Any) -> None:
+        names = ('feat_channels', 'stacked_convs', 'strides', 'norm_cfg')
+        own = {name: value for name, value in kwargs.items() if name in names}
+        super().__init__(num_classes, in_channels, **own)
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        return multi_apply(lambda level: self.forward_single(level)[:2], x)
+
+    def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict:
+        return {}
+
+    def get_targets(self, *args: Any, **kwargs: Any) -> tuple:
+        return ()
 
 
 @MODELS.register_module()
@@ -253,6 +286,22 @@ def test_a_roi_head_that_classifies_otherwise_is_refused() -> None:
         find_tap(two_stage('BlurredRoIHead'), 'model')
 
 
+def test_a_head_that_decodes_boxes_otherwise_is_refused_where_these_are_asked() -> None:
+    register_dense_head(MovedBoxesRetinaHead)
+    register_dense_head(SameRetinaHead)
+    find_taps(dense('SameRetinaHead'), CLASS_AND_BOX, 'model')
+    detector = dense('MovedBoxesRetinaHead')
+    find_taps(detector, CLASS, 'model')
+    with pytest.raises(ConfigError, match=r'^model: MovedBoxesRetinaHead cannot .* its boxes diff'):
+        find_taps(detector, CLASS_AND_BOX, 'model')
+
+
+def test_boxes_of_a_head_that_derives_from_no_known_one_are_refused() -> None:
+    register_dense_head(OwnBoxesHead, Branch('cls_convs', 'conv_cls'))
+    with pytest.raises(ConfigError, match=r'not its boxes: how it decodes them is not known'):
+        find_taps(dense('OwnBoxesHead', 'FCOS'), CLASS_AND_BOX, 'model')
+
+
 def test_a_box_head_of_ones_own_is_checked_unregistered() -> None:
     find_tap(two_stage(box_head='SameBoxHead'), 'model')
     with pytest.raises(ConfigError, match=r'RoIHead with BoxesFirstHead cannot .* it raised'):
@@ -297,7 +346,7 @@ def test_every_head_that_is_built_in_passes(case: Case) -> None:
     detector = helpers.build(case.student)
     tap = find_tap(detector, 'model')
     assert tap.is_tried(detector)
-    check_answers(tap, detector, 'model')
+    check_answers(tap, detector, 'model', tap.kinds(detector))
 
 
 def test_the_check_runs_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
