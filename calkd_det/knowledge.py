@@ -31,7 +31,7 @@ class Knowledge(ABC):
         factor: The head's own factor on the loss of this part, which distillation uses as well.
     """
 
-    noun: ClassVar[str]
+    noun: str
     name: str
     factor: float
 
@@ -183,8 +183,6 @@ class HeadSamples(Knowledge):
             are not recorded.
     """
 
-    noun = 'class logits'
-
     logits: Tensor
     labels: Tensor
     weights: Tensor
@@ -197,6 +195,10 @@ class HeadSamples(Knowledge):
 
     def __len__(self) -> int:
         return self.logits.shape[0]
+
+    @property
+    def noun(self) -> str:
+        return 'class logits' if self.boxes is None else 'class logits or boxes'
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -283,7 +285,7 @@ class FeatureMaps(Knowledge):
             do.
     """
 
-    noun = 'features'
+    noun: ClassVar[str] = 'features'
 
     maps: tuple[Tensor, ...]
     image_sizes: Sequence[tuple[int, int]]

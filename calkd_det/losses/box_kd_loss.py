@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from calkd_det.knowledge import BoxPredictions
 from calkd_det.losses.base import BoxLoss
+
+# In square pixels. Dense heads may predict boxes without an area, which have no IoU.
+_EPSILON = 1e-6
 
 
 def box_kd_loss(student: BoxPredictions, teacher: BoxPredictions, weights: Tensor) -> Tensor:
@@ -69,9 +72,20 @@ def _comparable_deltas(student: BoxPredictions, teacher: BoxPredictions) -> bool
 
 
 def _giou_losses(student: Tensor, teacher: Tensor) -> Tensor:
-    if not len(student):  # for which mmdet's result has no graph
-        return student.sum(dim=1)
-    return 1 - bbox_overlaps(student, teacher, mode='giou', is_aligned=True)
+    """Return 1 - GIoU of pairs of boxes, shape (M,); zero for equal boxes without an area."""
+    overlap = _areas(
+        torch.maximum(student[:, :2], teacher[:, :2]), torch.minimum(student[:, 2:], teacher[:, 2:])
+    )
+    enclosed = _areas(
+        torch.minimum(student[:, :2], teacher[:, :2]), torch.maximum(student[:, 2:], teacher[:, 2:])
+    )
+    union = _areas(*student.split(2, dim=1)) + _areas(*teacher.split(2, dim=1)) - overlap
+    iou = (overlap + _EPSILON) / (union + _EPSILON)
+    return 1 - iou + (enclosed - union) / (enclosed + _EPSILON)
+
+
+def _areas(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    return (bottom_right - top_left).clamp(min=0).prod(dim=1)
 
 
 def _bernoulli_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -123,6 +123,16 @@ def test_no_loss_and_no_gradient_where_both_agree() -> None:
     assert student.centerness.grad.abs().max() < 1e-7
 
 
+def test_boxes_without_an_area_agree_with_themselves_alone() -> None:
+    flat = BoxPredictions(
+        torch.arange(2), torch.tensor([[3.0, 4.0, 3.0, 9.0], [5.0, 5.0, 5.0, 5.0]])
+    )
+    moved = replace(flat, boxes=flat.boxes + 2)
+    weights = torch.ones(2)
+    assert box_kd_loss(flat, flat, weights) == 0
+    assert box_kd_loss(flat, moved, weights).item() == pytest.approx(1)
+
+
 def test_no_sample_gives_zero_with_a_graph() -> None:
     student, teacher = predictions(0, seed=0), predictions(0, seed=1)
     student.boxes.requires_grad_()
