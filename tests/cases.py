@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +120,37 @@ class Case:
             scale = 3 / logits.std(dim=0).mean()
             layer.weight.mul_(scale)
             layer.bias.copy_(-scale * logits.mean(dim=0))
+
+    @torch.no_grad()
+    def spread_boxes(self, detector: nn.Module, seed: int, in_training: bool = False) -> None:
+        """Give predicted boxes a spread over the batch: mmdet's initial ones are alike.
+
+        Sides of boxes are positive, as a trained detector's: the IoU of boxes without an area is
+        not smooth.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        outputs: dict[nn.Module, list[Tensor]] = {}
+        handles = []
+        for name, module in detector.named_modules():
+            predicts = re.search(r'(_reg|centerness)(\.\d+)?$', name)
+            if predicts and isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
+                module.bias.zero_()
+                outputs[module] = []
+                handles.append(
+                    module.register_forward_hook(lambda m, args, output: outputs[m].append(output))
+                )
+        training = detector.training
+        data = detector.data_preprocessor(self.batch(), True)
+        detector.train(in_training)
+        plain_class(detector).loss(detector, data['inputs'], data['data_samples'])
+        detector.train(training)
+        for handle in handles:
+            handle.remove()
+        for module, values in outputs.items():
+            if values:
+                module.weight.mul_(0.3 / torch.cat([value.flatten() for value in values]).std())
+            module.bias.fill_(1)
 
     def batch(self, **changes: Any) -> dict[str, list]:
         """The case's batch."""

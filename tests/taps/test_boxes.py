@@ -64,26 +64,7 @@ def build(case: Case, cfg: dict, seed: int, in_training: bool = True) -> nn.Modu
     detector = helpers.build(cfg, seed=seed)
     helpers.randomise_batchnorm(detector, seed)
     case.sharpen(detector, seed)
-    # Sides of boxes are positive: boxes without an area have an IoU of 0 with themselves.
-    generator = torch.Generator().manual_seed(seed)
-    outputs: dict[nn.Module, list[Tensor]] = {}
-    handles = []
-    for name, module in detector.named_modules():
-        predicts = re.search(r'(_reg|centerness)(\.\d+)?$', name)
-        if predicts and isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
-            module.bias.zero_()
-            outputs[module] = []
-            handles.append(
-                module.register_forward_hook(lambda m, args, output: outputs[m].append(output))
-            )
-    detector.train(in_training)
-    helpers.loss(detector, case.batch())
-    for handle in handles:
-        handle.remove()
-    for module, values in outputs.items():
-        module.weight.mul_(0.3 / torch.cat([value.flatten() for value in values]).std())
-        module.bias.fill_(1)
+    case.spread_boxes(detector, seed, in_training)
     return detector
 
 
