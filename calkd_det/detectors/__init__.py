@@ -1,31 +1,14 @@
-"""Distilled detectors: mmdet's own classes with the distillation mixin."""
+"""Distilled detectors: mmdet's own classes with the distillation mixin.
+
+For each detector class that mmdet registers there is one whose name is ``CalKD`` followed by its
+name, such as ``CalKDFasterRCNN``.
+"""
 
 from calkd_det.detectors.distillation import DistillationMixin
-from calkd_det.detectors.single_stage import (
-    CalKDATSS,
-    CalKDFCOS,
-    CalKDGFL,
-    CalKDRetinaNet,
-    CalKDRTMDet,
-    CalKDYOLOX,
-)
-from calkd_det.detectors.two_stage import (
-    CalKDCascadeRCNN,
-    CalKDFasterRCNN,
-    CalKDHybridTaskCascade,
-    CalKDMaskRCNN,
-)
+from calkd_det.detectors.registered import make_counterparts, register_distilled
+from calkd_det.detectors.undistillable import UndistillableDetector
 
-__all__ = [
-    'CalKDATSS',
-    'CalKDCascadeRCNN',
-    'CalKDFCOS',
-    'CalKDFasterRCNN',
-    'CalKDGFL',
-    'CalKDHybridTaskCascade',
-    'CalKDMaskRCNN',
-    'CalKDRTMDet',
-    'CalKDRetinaNet',
-    'CalKDYOLOX',
-    'DistillationMixin',
-]
+_counterparts = make_counterparts(__name__)
+globals().update(_counterparts)
+
+__all__ = ['DistillationMixin', 'UndistillableDetector', 'register_distilled', *_counterparts]

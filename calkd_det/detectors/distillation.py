@@ -25,6 +25,7 @@ from calkd_det.detectors.learnt_parts import (
 )
 from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
+from calkd_det.detectors.undistillable import check_no_own_teacher, check_tracker
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.knowledge import HeadSamples, Kind, Knowledge
 from calkd_det.losses import BoxLoss, DistillationLoss, FeatureLoss
@@ -38,10 +39,9 @@ RESUME_KEY = 'calkd_teacher'  # in the message hub, which checkpoints carry
 class DistillationMixin:
     """A detector class with a calibrated teacher, whose losses are added to its own.
 
-    Put before the mmdet detector among the bases::
-
-        @MODELS.register_module()
-        class CalKDFasterRCNN(DistillationMixin, FasterRCNN): ...
+    Each detector class of mmdet has one such class, see
+    :func:`~calkd_det.detectors.registered.make_counterparts`, and a class of one's own gets one by
+    :func:`~calkd_det.detectors.register_distilled`.
 
     The detector's modules, state dict and predictions stay those of the plain class. Without
     ``teacher`` or ``distillation``, or with ``loss_weight=0``, so does its training step. Losses
@@ -78,6 +78,7 @@ class DistillationMixin:
                 raise
             hint = did_you_mean(unknown[0], known)
             raise ConfigError(f'model has no key {unknown[0]!r}: {hint}') from error
+        check_no_own_teacher(self)
         if distillation is not None and teacher is None:
             raise ConfigError(
                 'model.distillation is set, but model.teacher is not: add '
@@ -103,6 +104,7 @@ class DistillationMixin:
         register_learnt_parts_hook()
         self._tell_alone()
         if self.distilling:
+            check_tracker(self)
             self._build_teacher()
 
     @property
