@@ -98,14 +98,19 @@ class DistillationMixin:
         self._told_alone = False
 
     def init_weights(self) -> None:
-        """Initialise the student as the plain detector does, then load the teacher."""
+        """Initialise the student as the plain detector does, then load the teacher.
+
+        The student gets what it inherits of the teacher here. A Runner loads the checkpoint of
+        ``load_from`` or of a resumed run after this, and so replaces it.
+        """
+        has_weights = self.is_init
         with without_learnt_parts(self):
             super().init_weights()
         register_learnt_parts_hook()
         self._tell_alone()
         if self.distilling:
             check_tracker(self)
-            self._build_teacher()
+            self._build_teacher(initialise=not has_weights)
 
     @property
     def distilling(self) -> bool:
@@ -187,9 +192,9 @@ class DistillationMixin:
             self._told_alone = True
             tell_training_alone(self, self._alone_by_choice)
 
-    def _build_teacher(self) -> None:
+    def _build_teacher(self, initialise: bool = False) -> None:
         kinds = self.knowledge_kinds
-        self.teacher.build(self, self._class_names(), training_dataset(), kinds)
+        self.teacher.build(self, self._class_names(), training_dataset(), kinds, initialise)
         if 'features' in kinds:
             for name, loss in self.distillation.items():
                 if isinstance(loss, FeatureLoss) and loss.loss_weight:

@@ -158,6 +158,25 @@ def match_classes(
     return ClassMap([index[name] for name in wanted], num_teacher, activation)
 
 
+def have_same_classes(
+    student: Sequence[str] | None,
+    teacher: Sequence[str] | None,
+    class_names: Mapping[str, str] | None = None,
+) -> bool:
+    """Return whether two detectors have the same classes in the same order.
+
+    So they are taken to have where the names of one are unknown.
+
+    Args:
+        student: The student's class names, None if unknown.
+        teacher: The teacher's class names, None if unknown.
+        class_names: The teacher's names of classes by the student's names, where these differ.
+    """
+    if student is None or teacher is None:
+        return True
+    return [(class_names or {}).get(name, name) for name in student] == list(teacher)
+
+
 def _rename(
     student: Sequence[str], teacher: Sequence[str], class_names: Mapping[str, str]
 ) -> list[str]:

@@ -26,8 +26,9 @@ from calkd_det.errors import ConfigError, TeacherError, did_you_mean
 from calkd_det.knowledge import Kind, Knowledge
 from calkd_det.taps import CLASS, KnowledgeTaps, Tap, find_taps
 from calkd_det.teachers.checkpoint import load_weights
-from calkd_det.teachers.class_map import check_class_names, match_classes
+from calkd_det.teachers.class_map import check_class_names, have_same_classes, match_classes
 from calkd_det.teachers.folding import fold_batchnorm
+from calkd_det.teachers.inherit import check_inherit, inherit_weights
 from calkd_det.teachers.input_map import check_channels, match_inputs
 from calkd_det.teachers.pipelines import warn_of_pipelines
 from calkd_det.teachers.sharing import digest, share_detector, tensor_bytes
@@ -177,6 +178,8 @@ class FrozenTeacher:
             teaches it; None for each its own.
         class_names: By the name of a student class that of the teacher's class, where these
             differ, e.g. ``dict(aeroplane='airplane')``.
+        inherit: Dotted names of the student's parts that start from the teacher's weights, e.g.
+            ``['neck', 'roi_head.bbox_head']``; None for none.
 
     Attributes:
         network: None until :meth:`build`.
@@ -200,10 +203,12 @@ class FrozenTeacher:
         precision: str | None = None,
         stages: Sequence[int] | None = None,
         class_names: Mapping[str, str] | None = None,
+        inherit: Sequence[str] | None = None,
     ) -> None:
         check_source(config, checkpoint)
         check_stages(stages)
         self.class_names = check_class_names(class_names)
+        self.inherit = check_inherit(inherit)
         if precision not in (None, *PRECISIONS):
             raise ConfigError(
                 "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
@@ -244,6 +249,7 @@ class FrozenTeacher:
         student_classes: Sequence[str] | None = None,
         train_dataset: Any = None,
         kinds: frozenset[Kind] = CLASS,
+        initialise: bool = False,
     ) -> None:
         """Read config and weights, and make the network fit the student.
 
@@ -255,6 +261,8 @@ class FrozenTeacher:
             student_classes: Its class names, None if unknown.
             train_dataset: The data set that it trains on, built or as a config; None if unknown.
             kinds: What the teacher will be asked.
+            initialise: Whether the student has its initial weights, so that parts of it can start
+                from the teacher's.
 
         Raises:
             TeacherError: Config or checkpoint cannot be read or do not fit each other.
@@ -301,6 +309,7 @@ class FrozenTeacher:
                     ('precision', self.precision),
                     ('stages', self.stages),
                     ('class_names', self.class_names),
+                    ('inherit', self.inherit),
                 )
             },
         }
@@ -314,6 +323,11 @@ class FrozenTeacher:
                 taps.head.activation(detector),
                 self.class_names,
             )
+            same_classes = class_map is None
+        else:
+            same_classes = have_same_classes(student_classes, teacher_classes, self.class_names)
+        if initialise:
+            inherit_weights(student, detector, self.inherit, source.model, same_classes)
         input_map = match_inputs(student.data_preprocessor, detector.data_preprocessor)
         weights = self.identity[CONFIG_KEY][1], self.identity[CHECKPOINT_KEY][1]
         self.network = TeacherNetwork(
