@@ -13,8 +13,12 @@ from calkd_det.errors import ConfigError
 from calkd_det.knowledge import FeatureMaps, HeadAnswer, Kind, Knowledge
 from calkd_det.taps.base import CLASS_AND_BOX, Tap
 from calkd_det.taps.box_head import keep_children
-from calkd_det.taps.feature_maps import FeatureMapTap
-from calkd_det.taps.refused import describe_heads, reason_against_boxes
+from calkd_det.taps.feature_maps import FeatureMapTap, feature_source
+from calkd_det.taps.refused import (
+    describe_heads,
+    reason_against_boxes,
+    reason_against_features,
+)
 from calkd_det.taps.registry import find_tap
 from calkd_det.taps.self_test import check_answers
 
@@ -96,8 +100,16 @@ def find_taps(detector: nn.Module, kinds: frozenset[Kind], key: str) -> Knowledg
 
     Raises:
         ConfigError: The detector's head cannot be read, see
-            :func:`~calkd_det.taps.registry.find_tap`, or its boxes cannot.
+            :func:`~calkd_det.taps.registry.find_tap`, or its boxes or feature maps cannot.
     """
+    if 'features' in kinds:
+        feature_source(detector)
+        reason = reason_against_features(detector)
+        if reason is not None:
+            raise ConfigError(
+                f'{key}: CalKD-Det cannot compare the feature maps of a {type(detector).__name__} '
+                f'with {type(detector.backbone).__name__}: {reason}'
+            )
     if not kinds & CLASS_AND_BOX:
         return KnowledgeTaps(kinds, None)
     head = find_tap(detector, key)

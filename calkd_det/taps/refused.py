@@ -60,6 +60,14 @@ REFUSED: dict[str, str] = {
     ),
 }
 
+# Backbones whose feature maps cannot be compared.
+REFUSED_BACKBONES: dict[str, str] = {
+    'TridentResNet': (
+        'in training its backbone has several branches, which make several maps of each image, '
+        'and in prediction one'
+    ),
+}
+
 # Heads that a tap can read with other settings.
 _SETTINGS: dict[str, str] = {
     **dict.fromkeys(
@@ -100,6 +108,19 @@ def reason_against_boxes(detector: nn.Module) -> str:
     return (
         'how it decodes them is not known; a Tap of its own can tell, register_tap(MyTap()), with '
         "'box' among its kinds"
+    )
+
+
+def reason_against_features(detector: nn.Module) -> str | None:
+    """Return why a detector's feature maps are refused, as a clause for the user; None if not."""
+    backbone = getattr(detector, 'backbone', None)
+    return next(
+        (
+            REFUSED_BACKBONES[cls.__name__]
+            for cls in type(backbone).__mro__
+            if cls.__name__ in REFUSED_BACKBONES
+        ),
+        None,
     )
 
 
