@@ -27,9 +27,17 @@ ZOO = {
     'RetinaNet, BatchNorm by level': 'mmdet::nas_fpn/retinanet_r50_fpn_crop640-50e_coco.py',
     'DDOD': 'mmdet::ddod/ddod_r50_fpn_1x_coco.py',
     'FoveaBox': 'mmdet::foveabox/fovea_r50_fpn_4xb4-1x_coco.py',
+    'CondInst': 'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+    'NAS-FCOS': 'mmdet::nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py',
 }
-# Detectors without a distilled class of their own.
-TEACHERS_ONLY = ('DDOD', 'FoveaBox')
+# Detectors whose heads the taps are tried on, beside those of CASES; with options of the batch.
+READ_ONLY: dict[str, dict[str, Any]] = {
+    'DDOD': {},
+    'FoveaBox': {},
+    'CondInst': dict(masks=True),
+    # Deformable convolutions need maps of 3 x 3 cells.
+    'NAS-FCOS': dict(sizes=[(384, 384), (320, 384)]),
+}
 
 
 def detector_config(name: str, width: int = 8, **head: Any) -> ConfigDict:
@@ -51,6 +59,8 @@ def detector_config(name: str, width: int = 8, **head: Any) -> ConfigDict:
         model.data_preprocessor.pad_mask = True
     if name == 'DDOD':  # mmcv has no deformable convolution of maps of one cell
         model.bbox_head.use_dcn = False
+    if name == 'CondInst':
+        model.mask_head.mask_feature_head.update(in_channels=16, feat_channels=16)
     model.bbox_head.num_classes = NUM_CLASSES
     for key, value in head.items():
         model.bbox_head[key] = value
@@ -65,6 +75,8 @@ def _shrink_resnet(model: ConfigDict, width: int) -> None:
     )
     model.backbone.norm_cfg.requires_grad = True
     model.neck.update(in_channels=[width * 2**i for i in range(4)], out_channels=16)
+    if model.type == 'NASFCOS':  # whose neck needs larger maps than its head
+        model.neck.update(type='FPN', norm_cfg=None, conv_cfg=None)
     model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
     if model.type not in ('RetinaNet', 'FOVEA'):
         model.bbox_head.norm_cfg = dict(type='GN', num_groups=4, requires_grad=True)
@@ -176,4 +188,4 @@ CASES: list[Case] = [
     _case('GFL', 'FCOS'),
 ]
 # Heads that the taps are tried on, beside those of the detectors above.
-READ: list[Case] = [_case(name) for name in TEACHERS_ONLY]
+READ: list[Case] = [_case(name, batch_options=options) for name, options in READ_ONLY.items()]

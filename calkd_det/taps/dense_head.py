@@ -15,6 +15,7 @@ from mmdet.models.dense_heads import (
     FCOSHead,
     FoveaHead,
     GFLHead,
+    NASFCOSHead,
     RetinaHead,
     RetinaSepBNHead,
     RTMDetHead,
@@ -23,6 +24,7 @@ from mmdet.models.dense_heads import (
     RTMDetSepBNHead,
     SABLRetinaHead,
 )
+from mmdet.models.dense_heads.condinst_head import CondInstBboxHead
 from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.structures import SampleList
 from mmdet.utils import reduce_mean
@@ -87,6 +89,8 @@ class DenseHeadTap(Tap):
         RTMDetInsSepBNHead: Branch('cls_convs', 'rtm_cls'),
         DDODHead: Branch('cls_convs', 'atss_cls'),
         FoveaHead: Branch('cls_convs', 'conv_cls'),
+        CondInstBboxHead: Branch('cls_convs', 'conv_cls'),
+        NASFCOSHead: Branch('cls_convs', 'conv_cls'),
     }
     question = 'the class'
     set_descriptions: ClassVar[dict[str, str]] = {
@@ -242,7 +246,10 @@ class DenseHeadTap(Tap):
             if isinstance(head, RTMDetInsHead):
                 data_samples = stack.enter_context(without_mask_loss(head, data_samples))
             samples = stack.enter_context(self.record(detector))
-            detector.loss(images, data_samples)
+            if getattr(detector, 'mask_head', None) is None:
+                detector.loss(images, data_samples)
+            else:  # whose loss needs masks
+                head.loss(detector.extract_feat(images), data_samples)
         anchors = _prior_generator(head).num_base_priors[0]
         return {'distillation': share_of_background(samples[0], anchors, seeds)}
 

@@ -20,6 +20,9 @@ REFUSED: dict[str, str] = {
         'has'
     ),
     # Dense heads
+    'ATSSVLFusionHead': (
+        'its classes are words of a text, and it compares locations with features of the text'
+    ),
     'AutoAssignHead': 'it weighs all locations within an object, and none has a label',
     'FreeAnchorRetinaHead': 'it learns from bags of anchors, and no anchor has a label',
     'FSAFHead': (
@@ -38,6 +41,7 @@ REFUSED: dict[str, str] = {
     'YOLOV3Head': 'classes, boxes and objectness are channels of one map, and no branch is theirs',
     'CornerHead': 'it finds corners on heat maps, whose targets are no labels',
     'CenterNetHead': 'it finds centres on heat maps, whose targets are no labels',
+    'CenterNetUpdateHead': 'it finds centres on heat maps, whose targets are no labels',
     'RepPointsHead': 'its classifier reads features at points that its box branch chooses',
     # Heads that match queries
     'DETRHead': (
@@ -51,6 +55,7 @@ REFUSED: dict[str, str] = {
     # Heads without boxes or without classes
     'RPNHead': 'it tells objects from background, and no class from another',
     'CascadeRPNHead': 'it tells objects from background, and no class from another',
+    'GARPNHead': 'it tells objects from background, and no class from another',
     'SOLOHead': 'it classifies the cells of grids by the masks whose centre they hold',
     'SOLOV2Head': 'it classifies the cells of grids by the masks whose centre they hold',
     # Losses of box heads

@@ -13,6 +13,7 @@ import two_stage_cases
 from cases import Case
 from mmdet.models.dense_heads import (
     atss_head,
+    condinst_head,
     ddod_head,
     fcos_head,
     gfl_head,
@@ -31,6 +32,7 @@ DENSE = [*dense_cases.CASES, *dense_cases.READ]
 # Where a divisor is averaged over processes: in mmdet's heads, and in the taps of two of them.
 AVERAGING = (
     atss_head,
+    condinst_head,
     ddod_head,
     fcos_head,
     gfl_head,

@@ -386,7 +386,6 @@ def test_the_check_runs_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch
             'MaskFormerHead as its panoptic_head, MaskFormerFusionHead as its panoptic_fusion_head'
             ': its queries',
         ),
-        ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 'with CondInstBboxHead: it der'),
         (
             'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.01-coco.py',
             'a SoftTeacher with no head of its own, but .*FasterRCNN as its student',
