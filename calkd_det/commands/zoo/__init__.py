@@ -1,0 +1,1 @@
+"""Find out which of mmdet's detectors can be distilled, by which knowledge."""
