@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Callable
 
 import torch.distributed as dist
 from mmdet.utils import register_all_modules
+from mmengine.logging import MMLogger
 
 from calkd_det.commands.zoo.configs import iterate_configs
 from calkd_det.commands.zoo.page import step_key
@@ -67,7 +69,20 @@ def run_steps(students: Sequence[Student], tell: Callable[[str], None]) -> dict[
         if student.head and step_key(student)[-1]:
             smallest.setdefault(step_key(student), student)
     steps = {}
-    for key, student in smallest.items():
-        tell(f'a step of {student.config.name}')
-        steps[key] = teach_itself(student.config.model, key[-1])
+    with _without_logging():
+        for key, student in smallest.items():
+            tell(f'a step of {student.config.name}')
+            steps[key] = teach_itself(student.config.model, key[-1])
     return steps
+
+
+@contextmanager
+def _without_logging() -> Iterator[None]:
+    """Leave out what each detector logs of its teacher, which mmengine writes to stdout."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
