@@ -240,3 +240,21 @@ def test_nested_dicts_and_arrays_of_the_data_set_stop_neither_resuming_nor_the_e
     exported = torch.load(tmp_path / 'student.pth', weights_only=True)
     assert exported['meta']['dataset_meta']['ids'] == [0, 1, 2]
     assert exported['meta']['dataset_meta']['groups'] == dict(animals=dict(cat=('tabby',)))
+
+
+def test_a_checkpoint_replaces_what_was_inherited(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path
+) -> None:
+    cfg = helpers.distilled_config(teacher_config, teacher[1], teacher=dict(inherit=['neck']))
+    first = run(cfg, tmp_path / 'first', epochs=1)
+    expected = first.model.state_dict()
+    started = teacher[0].state_dict()['neck.fpn_convs.0.conv.weight']
+    assert not torch.equal(expected['neck.fpn_convs.0.conv.weight'], started)
+    resumed = run(cfg, tmp_path / 'first', epochs=1, resume=True)
+    assert resumed.iter == first.iter
+    checkpoint = str(tmp_path / 'first' / 'epoch_1.pth')
+    loaded = run(cfg, tmp_path / 'second', epochs=0, load_from=checkpoint)
+    assert 'model.teacher.inherit: neck starts from the teacher' in log_of(tmp_path / 'second')
+    for runner in (resumed, loaded):
+        for key, value in runner.model.state_dict().items():
+            assert torch.equal(value, expected[key]), key
