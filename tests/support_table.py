@@ -25,8 +25,9 @@ PAGE = ROOT / 'docs' / 'detectors.md'
 def support_table(cases: list[Case], losses: dict[str, type[nn.Module]]) -> str:
     """One line a case: both detectors, what is classified, the losses that were tried on it."""
     lines = [
-        "| case | `model.type` | student's head | teacher's head | samples | losses |",
-        '|---|---|---|---|---|---|',
+        "| case | `model.type` | student's head | teacher's head | samples | kinds "
+        '| class losses |',
+        '|---|---|---|---|---|---|---|',
     ]
     for case in cases:
         student, teacher = helpers.build(case.student), helpers.build(case.teacher)
@@ -36,9 +37,19 @@ def support_table(cases: list[Case], losses: dict[str, type[nn.Module]]) -> str:
         ]
         lines.append(
             f'| {case.name} | `{case.detector}` | {_head(student)} | {_head(teacher)} '
-            f'| {_samples(str(tap.geometry(student)))} | {", ".join(fitting)} |'
+            f'| {_samples(str(tap.geometry(student)))} | {_kinds(student, teacher)} '
+            f'| {", ".join(fitting)} |'
         )
     return '\n'.join(lines)
+
+
+def _kinds(student: nn.Module, teacher: nn.Module) -> str:
+    """The kinds of knowledge that both detectors have."""
+    names = {'class': 'classes', 'box': 'boxes'}
+    both = [find_tap(detector, 'model').kinds(detector) for detector in (student, teacher)]
+    return ', '.join(
+        [name for kind, name in names.items() if kind in both[0] & both[1]] + ['features']
+    )
 
 
 def refused_table() -> str:
