@@ -22,6 +22,21 @@ Kind = Literal['class', 'box', 'features']
 KINDS: tuple[Kind, ...] = ('class', 'box', 'features')
 
 
+@dataclass(frozen=True)
+class KnowledgeSizes:
+    """Sizes of what a student and its teacher are compared on, each a pair of theirs.
+
+    Attributes:
+        feature_widths: The numbers of channels of each level of the feature maps; None where
+            features are not compared.
+        box_bins: The number of bins of the distribution of each side of a box, None for a head
+            that predicts none; None where boxes are not compared.
+    """
+
+    feature_widths: tuple[Sequence[int], Sequence[int]] | None = None
+    box_bins: tuple[int | None, int | None] | None = None
+
+
 class Knowledge(ABC):
     """One piece of what the student computed, with its graph.
 

@@ -28,7 +28,7 @@ from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.detectors.undistillable import check_no_own_teacher, check_tracker
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.knowledge import HeadSamples, Kind, Knowledge
-from calkd_det.losses import BoxLoss, DistillationLoss, FeatureLoss
+from calkd_det.losses import BoxLoss, DistillationLoss
 from calkd_det.taps import find_taps
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
@@ -195,14 +195,9 @@ class DistillationMixin:
     def _build_teacher(self, initialise: bool = False) -> None:
         kinds = self.knowledge_kinds
         self.teacher.build(self, self._class_names(), training_dataset(), kinds, initialise)
-        if 'features' in kinds:
-            for name, loss in self.distillation.items():
-                if isinstance(loss, FeatureLoss) and loss.loss_weight:
-                    loss.check_widths(*self.teacher.feature_widths, config_key(name))
-        if 'box' in kinds:
-            for name, loss in self.distillation.items():
-                if isinstance(loss, BoxLoss) and loss.loss_weight:
-                    loss.check_bins(*self.teacher.box_bins, config_key(name))
+        for name, loss in self.distillation.items():
+            if isinstance(loss, DistillationLoss) and loss.loss_weight:
+                loss.check_sizes(self.teacher.sizes, config_key(name))
 
     def _check_resume(self) -> None:
         """Warn where a resumed run has another teacher than it was started with."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calkd_det.config import check_number
 from calkd_det.errors import ConfigError
-from calkd_det.knowledge import BoxPredictions, Kind
+from calkd_det.knowledge import BoxPredictions, Kind, KnowledgeSizes
 
 # The divisor of a head's own classification loss; None where it is not known.
 AvgFactor = Union[float, Tensor, None]
@@ -56,6 +56,17 @@ class DistillationLoss(nn.Module, ABC):
             setattr(self, name, check_number(value, f'distillation.{name}'))
         for name, value in non_negative.items():
             setattr(self, name, check_number(value, f'distillation.{name}', minimum_open=False))
+
+    def check_sizes(self, sizes: KnowledgeSizes, key: str) -> None:
+        """Check before the first step that the loss can compare student and teacher.
+
+        Args:
+            sizes: What is known of both.
+            key: The config key of the loss.
+
+        Raises:
+            ConfigError: It cannot.
+        """
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.extra_repr()})'
@@ -150,6 +161,10 @@ class BoxLoss(DistillationLoss):
 
     kind = 'box'
 
+    def check_sizes(self, sizes: KnowledgeSizes, key: str) -> None:
+        """See :meth:`DistillationLoss.check_sizes`."""
+        self.check_bins(*sizes.box_bins, key)
+
     def check_bins(
         self, student: int | None, teacher: int | None, key: str = 'distillation'
     ) -> None:
@@ -237,6 +252,10 @@ class FeatureLoss(DistillationLoss):
                 f'{num_levels!r}'
             )
         self.num_levels = num_levels
+
+    def check_sizes(self, sizes: KnowledgeSizes, key: str) -> None:
+        """See :meth:`DistillationLoss.check_sizes`."""
+        self.check_widths(*sizes.feature_widths, key)
 
     def check_widths(
         self, student: Sequence[int], teacher: Sequence[int], key: str = 'distillation'

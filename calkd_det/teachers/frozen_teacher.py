@@ -23,7 +23,7 @@ from calkd_det.config import (
     without_delete_keys,
 )
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
-from calkd_det.knowledge import Kind, Knowledge
+from calkd_det.knowledge import Kind, Knowledge, KnowledgeSizes
 from calkd_det.taps import CLASS, KnowledgeTaps, Tap, find_taps
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import check_class_names, have_same_classes, match_classes
@@ -40,7 +40,7 @@ from calkd_det.teachers.source import (
     read_source,
 )
 from calkd_det.teachers.stages import check_stages, match_stages
-from calkd_det.teachers.student_fit import check_heads, match_feature_maps
+from calkd_det.teachers.student_fit import match_knowledge
 
 PRECISIONS = {
     'float32': torch.float32,
@@ -183,11 +183,7 @@ class FrozenTeacher:
 
     Attributes:
         network: None until :meth:`build`.
-        feature_widths: Set by :meth:`build` where features are asked. The numbers of channels of
-            each level of the student's feature maps, and of the teacher's.
-        box_bins: Set by :meth:`build` where boxes are asked. The number of bins of the distribution
-            that the student's head predicts for each side of a box, None without one, and that
-            of the teacher's.
+        sizes: Set by :meth:`build`. Sizes of what student and teacher are compared on.
         identity: Set by :meth:`build`. What makes this teacher, by config key: a text for the
             reader, and a digest of the content behind it.
 
@@ -227,8 +223,7 @@ class FrozenTeacher:
                 f'but is {type(self.calibrator).__name__}'
             )
         self.network: TeacherNetwork | None = None
-        self.feature_widths: tuple[list[int], list[int]] | None = None
-        self.box_bins: tuple[int | None, int | None] | None = None
+        self.sizes = KnowledgeSizes()
         self.identity: dict[str, tuple[str, str]] = {}
 
     @classmethod
@@ -276,20 +271,14 @@ class FrozenTeacher:
         check_channels(student, detector)
         taps = find_taps(detector, kinds, CONFIG_KEY)
         student_taps = find_taps(student, kinds, 'model')
+        self.sizes = match_knowledge(student, student_taps, detector, taps)
+        classifiers = None
         if taps.head is not None:
-            check_heads(student, student_taps.head, detector, taps.head)
             classifiers = match_stages(
                 self.stages,
                 student_taps.head.classifiers(student),
                 taps.head.classifiers(detector),
             )
-        if 'box' in kinds:
-            self.box_bins = (
-                student_taps.head.distribution_bins(student),
-                taps.head.distribution_bins(detector),
-            )
-        if taps.features is not None:
-            self.feature_widths = match_feature_maps(student, detector)
         stored_classes = load_weights(detector, source.checkpoint)
         teacher_classes = stored_classes or source.classes
         probe = self._probe_calibrator(detector, taps.head)
@@ -337,7 +326,7 @@ class FrozenTeacher:
             input_map,
             class_map,
             self.precision,
-            classifiers if taps.head is not None else None,
+            classifiers,
         )
         warn_of_pipelines(student, detector, train_dataset, source.dataset)
         if taps.head is None:

@@ -5,37 +5,55 @@ from __future__ import annotations
 from torch import nn
 
 from calkd_det.errors import ConfigError
-from calkd_det.taps import Tap, check_geometry, check_maps, probe_maps
+from calkd_det.knowledge import KnowledgeSizes
+from calkd_det.taps import KnowledgeTaps, Tap, check_geometry, check_maps, probe_maps
 from calkd_det.teachers.channels import input_channels
 from calkd_det.teachers.source import CONFIG_KEY
 
 _DEFAULT_CHANNELS = 3
 
 
-def check_heads(student: nn.Module, student_tap: Tap, teacher: nn.Module, teacher_tap: Tap) -> None:
-    """Check that two heads classify the same samples by scores of the same kind.
+def match_knowledge(
+    student: nn.Module, student_taps: KnowledgeTaps, teacher: nn.Module, teacher_taps: KnowledgeTaps
+) -> KnowledgeSizes:
+    """Check that a teacher can be asked what a student is asked.
+
+    Args:
+        student: The student.
+        student_taps: Its taps, for the kinds of knowledge that are asked.
+        teacher: The teacher's whole detector.
+        teacher_taps: Its taps, for the same kinds.
+
+    Returns:
+        Sizes of both, which losses check.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: Heads classify different samples or by scores of different kinds, or feature
+            maps are of other levels.
     """
-    activations = student_tap.activation(student), teacher_tap.activation(teacher)
+    heads = (student, student_taps.head), (teacher, teacher_taps.head)
+    widths = bins = None
+    if teacher_taps.head is not None:
+        _check_heads(*heads)
+    if 'box' in teacher_taps.kinds:
+        bins = tuple(tap.distribution_bins(detector) for detector, tap in heads)
+    if teacher_taps.features is not None:
+        widths = _match_feature_maps(student, teacher)
+    return KnowledgeSizes(feature_widths=widths, box_bins=bins)
+
+
+def _check_heads(student: tuple[nn.Module, Tap], teacher: tuple[nn.Module, Tap]) -> None:
+    activations = [tap.activation(detector) for detector, tap in (student, teacher)]
     if activations[0] != activations[1]:
         raise ConfigError(
             f'{CONFIG_KEY}: the teacher classifies by {activations[1]}, the student by '
             f'{activations[0]}: their logits cannot be compared'
         )
-    check_geometry(student_tap.geometry(student), teacher_tap.geometry(teacher), CONFIG_KEY)
+    check_geometry(*(tap.geometry(detector) for detector, tap in (student, teacher)), CONFIG_KEY)
 
 
-def match_feature_maps(student: nn.Module, teacher: nn.Module) -> tuple[list[int], list[int]]:
-    """Check that the feature maps of two detectors are of the same levels.
-
-    Returns:
-        The numbers of channels of each level of the student, and of the teacher.
-
-    Raises:
-        ConfigError: They are not, or a detector does not run on a random image.
-    """
+def _match_feature_maps(student: nn.Module, teacher: nn.Module) -> tuple[list[int], list[int]]:
+    """Return the numbers of channels of each level of the student, and of the teacher."""
     probes = []
     for detector, key in ((student, 'model'), (teacher, CONFIG_KEY)):
         channels = input_channels(detector) or _DEFAULT_CHANNELS
