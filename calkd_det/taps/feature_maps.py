@@ -15,8 +15,8 @@ from calkd_det.errors import CalKDError, ConfigError
 from calkd_det.knowledge import FeatureMaps, Kind
 from calkd_det.taps.geometry import format_size
 
-# Deformable convolutions and NAS-FPN do not run on smaller images.
-_PROBE_SIZE = 128
+# Deformable convolutions, NAS-FPN and the extra layers of SSD do not run on smaller images.
+_PROBE_SIZE = 320
 
 
 class FeatureMapTap:
@@ -151,7 +151,7 @@ def as_maps(output: Any) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def probe_maps(detector: nn.Module, channels: int, key: str) -> tuple[tuple[int, int, int], ...]:
-    """Return channels, height and width of each level on an image of 128 x 128 pixels.
+    """Return channels, height and width of each level on an image of 320 x 320 pixels.
 
     Modes, weights and the random state of the detector are the same afterwards.
 

@@ -67,9 +67,10 @@ def iterate_configs(pattern: str) -> Iterator[ZooConfig]:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the type of an error and the first line of its message."""
+    """Return the type of an error and the first line of its message, without mmdet's folder."""
     first_line = str(error).strip().split('\n', maxsplit=1)[0]
-    return f'{type(error).__name__}: {first_line}'
+    folder = str(Path(mmdet.__file__).parent)
+    return f'{type(error).__name__}: {" ".join(first_line.replace(folder, "mmdet").split())}'
 
 
 def class_name(cfg: ConfigDict) -> str:

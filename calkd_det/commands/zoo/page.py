@@ -50,12 +50,7 @@ def format_page(students: Sequence[Student], steps: dict[tuple, str], command: s
     for _, members in groupby(built, key=_group):
         group = list(members)
         first = group[0]
-        cells = [
-            'yes'
-            if first.learns(kind)
-            else str(reasons.setdefault(first.refused[kind], len(reasons) + 1))
-            for kind in KINDS
-        ]
+        cells = [_cell(first.refused.get(kind, 'yes'), reasons) for kind in KINDS]
         rows.append(
             [
                 first.config.family,
@@ -63,7 +58,7 @@ def format_page(students: Sequence[Student], steps: dict[tuple, str], command: s
                 first.head,
                 str(len(group)),
                 *cells,
-                steps.get(step_key(first), ''),
+                _cell(steps.get(step_key(first), ''), reasons),
             ]
         )
     notes = [f'{number}. {reason}' for reason, number in reasons.items()]
@@ -82,6 +77,13 @@ def format_page(students: Sequence[Student], steps: dict[tuple, str], command: s
 def step_key(student: Student) -> tuple:
     """Return what students of one step have in common: detector, heads and what they learn."""
     return student.detector, student.head, tuple(k for k in KINDS if student.learns(k))
+
+
+def _cell(outcome: str, reasons: dict[str, int]) -> str:
+    """Return ``yes``, nothing, or the number of a reason, which is added where it is new."""
+    if outcome in ('', 'yes'):
+        return outcome
+    return str(reasons.setdefault(outcome, len(reasons) + 1))
 
 
 def _group(student: Student) -> tuple:

@@ -61,7 +61,8 @@ def examine_config(config: ZooConfig) -> Student:
         student = build_without_weights(student_config(config.model))
         refused = {kind: reason for kind in KINDS if (reason := reason_against_kind(student, kind))}
     except CalKDError as error:
-        return Student(config, detector, refused_class=str(error))
+        reason = str(error).partition('cannot be built: ')[2] or str(error)
+        return Student(config, detector, refused_class=reason)
     # mmdet raises anything where a package lacks; any other error is a fault of this project.
     except Exception as error:
         try:
@@ -106,6 +107,9 @@ def reason_against_kind(student: nn.Module, kind: Kind) -> str:
     try:
         find_taps(student, frozenset({kind}), 'model')
     except ConfigError as error:
-        reason = reason_against(student) if kind != 'features' else None
-        return reason or str(error)
+        if kind == 'features':
+            return str(error)
+        if kind == 'box' and not reason_against_kind(student, 'class'):
+            return 'its classes are read, but not its boxes'
+        return reason_against(student) or str(error)
     return ''
