@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import helpers
+import mmdet
 import pytest
 from mmdet.models.detectors import RetinaNet
 from mmengine.config import ConfigDict
@@ -12,12 +13,18 @@ from mmengine.hub import get_config
 
 from calkd_cli import main
 from calkd_det.commands.zoo import walk
-from calkd_det.commands.zoo.configs import ZooConfig, iterate_configs
+from calkd_det.commands.zoo.configs import ZooConfig, describe_error, iterate_configs
 from calkd_det.commands.zoo.page import format_page, step_key, summarise
 from calkd_det.commands.zoo.self_taught import teach_itself
-from calkd_det.commands.zoo.student import Student, build_without_weights, examine_config
+from calkd_det.commands.zoo.student import (
+    Student,
+    build_without_weights,
+    examine_config,
+    reason_against_kind,
+)
 from calkd_det.errors import ConfigError
 from calkd_det.losses import BinaryKDLoss, PKDLoss
+from calkd_det.taps import DenseHeadTap, probe_maps
 
 
 def examine(name: str) -> Student:
@@ -102,6 +109,30 @@ def test_an_error_without_a_reason_is_a_fault(monkeypatch: pytest.MonkeyPatch) -
     assert student.fault == 'ZeroDivisionError: division by zero'
     assert '1 end in an error that gives no reason' in summarise([student])
     assert '## Errors without a reason' in format_page([student], {}, 'calkd zoo')
+
+
+def test_reasons_name_no_folder_of_the_machine() -> None:
+    folder = Path(mmdet.__file__).parent
+    error = FileNotFoundError(f"no file '{folder}/configs/NAME.py'\nand more")
+    assert describe_error(error) == "FileNotFoundError: no file 'mmdet/configs/NAME.py'"
+
+
+def test_boxes_that_are_not_read_have_a_reason_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = build_without_weights(small_retinanet())
+    assert reason_against_kind(student, 'class') == ''
+    monkeypatch.setattr(DenseHeadTap, 'kinds', lambda self, detector: frozenset({'class'}))
+    assert reason_against_kind(student, 'box') == 'its classes are read, but not its boxes'
+    student.bbox_head.use_sigmoid_cls = False
+    assert 'use_sigmoid=True' in reason_against_kind(student, 'box')
+
+
+def test_the_feature_maps_of_an_ssd_can_be_compared() -> None:
+    model = get_config('mmdet::ssd/ssd300_coco.py').model
+    model.backbone.init_cfg = None
+    maps = probe_maps(helpers.build(model), 3, 'model')
+    assert [channels for channels, _, _ in maps] == [512, 1024, 512, 256, 256, 256]
 
 
 def test_a_small_detector_is_taught_by_itself() -> None:
