@@ -12,8 +12,9 @@ from matplotlib.ticker import NullLocator
 
 from calkd_det.calibration import Reliability
 from calkd_det.calibration.diagram import draw_legend, plot_histogram, plot_reliability
-from calkd_det.commands.study.statistics import Explained, PairedDifference, mean_interval
-from calkd_det.commands.study.wording import excludes_zero
+from calkd_det.commands.study.relations import Relation
+from calkd_det.commands.study.statistics import PairedDifference, mean_interval
+from calkd_det.commands.study.wording import p_text
 
 COLOURS = ('#2f6f9f', '#c8553d', '#4b8b3b', '#7a5ba6', '#b8860b', '#444444')
 PAPER_RANGE = 1.5, 3.0  # the T that the published method is reported to work with
@@ -70,7 +71,7 @@ def plot_temperatures(
     panels[0][0].legend(fontsize=8, edgecolor='none')
     note = (
         f'shaded: the published range, T = {PAPER_RANGE[0]:g} to {PAPER_RANGE[1]:g}; dotted: '
-        'fitted T; small dots: single seeds; red below: the interval leaves zero out'
+        "fitted T; small dots: single seeds; red below: shown after Holm's correction"
     )
     figure.supxlabel(note, fontsize=8.5, color=GREY)
     for ax in panels.flat:
@@ -81,7 +82,7 @@ def plot_temperatures(
 def plot_across(
     predictors: Mapping[str, Mapping[str, float]],
     students: Mapping[str, Mapping[int, float]],
-    fits: Mapping[str, Explained | None],
+    fits: Mapping[str, Relation | None],
 ) -> Figure:
     """Draw the students' mAP against what is known of their teachers, a panel a predictor.
 
@@ -117,9 +118,7 @@ def plot_across(
         if fit is not None:
             ends = np.array([min(values[t] for t in names), max(values[t] for t in names)])
             ax.plot(ends, fit.intercept + fit.slope * ends, color=COLOURS[1], lw=1.4)
-            title += f'\nR² = {fit.r_squared:.2f}'
-            if fit.interval is not None:
-                title += f' ({fit.interval[0]:.2f} to {fit.interval[1]:.2f})'
+            title += f'\nR² = {fit.r_squared:.2f}, {p_text(fit.adjusted_p)}'
         ax.set_title(title, fontsize=12 if large else 9, color=INK)
         ax.set_xlabel(f"teacher's {name}, %", fontsize=10 if large else 8)
         if large:
@@ -150,7 +149,7 @@ def plot_differences(differences: Mapping[str, PairedDifference], title: str) ->
     ax.set_xlabel('difference of mAP in points, same seed on both sides')
     ax.set_title(title, fontsize=11, color=INK, loc='left')
     _strip(ax, axis='x')
-    note = 'red: the interval leaves zero out; small dots: single seeds'
+    note = "red: shown after Holm's correction; small dots: single seeds"
     figure.supxlabel(note, fontsize=8.5, color=GREY)
     return figure
 
@@ -180,7 +179,7 @@ def plot_reliabilities(diagrams: Mapping[str, Reliability]) -> Figure:
 
 
 def _draw_difference(ax: Axes, place: float, found: PairedDifference, *, vertical: bool) -> None:
-    colour = SHOWN if excludes_zero(found.interval) else NOT_SHOWN
+    colour = SHOWN if found.shown else NOT_SHOWN
     mean = 100 * found.mean
     if found.interval is not None:
         ends = [100 * end for end in found.interval]

@@ -16,26 +16,25 @@ from calkd_det.commands.study.figures import (
     plot_temperatures,
 )
 from calkd_det.commands.study.results import (
+    Findings,
     across,
-    adjusted_p_values,
     comparison_forms,
-    differences,
-    explained,
+    degrees_per_pair,
+    find,
     held_out_calibration,
-    residual,
     temperature_series,
+    temperature_shifts,
 )
 from calkd_det.commands.study.selection import Selection, select
 from calkd_det.commands.study.settings import Study
-from calkd_det.commands.study.statistics import paired_difference
 from calkd_det.commands.study.tables import tables, teacher_table
 from calkd_det.commands.study.wording import (
-    chance_sentence,
     difference_sentence,
-    excludes_zero,
-    explained_sentence,
+    family_sentence,
     power_sentence,
+    relation_sentence,
     rivals_sentence,
+    spread_sentence,
     temperature_sentence,
 )
 from calkd_det.measurement.teacher_calibration import bins_from
@@ -62,7 +61,8 @@ def write_reports(studies: Sequence[Study]) -> list[Path]:
     written: list[Path] = []
     for study in studies:
         selection = select(study)
-        figures = draw(selection)
+        found = find(selection)
+        figures = draw(selection, found)
         names = {}
         for name, figure in figures.items():
             study.pictures.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def write_reports(studies: Sequence[Study]) -> list[Path]:
             figure.savefig(path)
             written.append(path)
             names[name] = Path(os.path.relpath(path, study.page.parent)).as_posix()
-        blocks = compose(selection, names)
+        blocks = compose(selection, found, names)
         study.page.parent.mkdir(parents=True, exist_ok=True)
         page = study.page.read_text('utf-8') if study.page.is_file() else new_page(studies, study)
         study.page.write_text(fill_blocks(page, blocks), 'utf-8')
@@ -91,11 +91,12 @@ def new_page(studies: Iterable[Study], of: Study) -> str:
     return '\n'.join(lines)
 
 
-def compose(selection: Selection, figures: dict[str, str]) -> dict[str, str]:
+def compose(selection: Selection, found: Findings, figures: dict[str, str]) -> dict[str, str]:
     """Return the content of a study's blocks, by the block's name.
 
     Args:
         selection: The study's rows.
+        found: What they show.
         figures: Paths of its figures, relative to the page, by kind.
     """
     study = selection.study
@@ -105,8 +106,8 @@ def compose(selection: Selection, figures: dict[str, str]) -> dict[str, str]:
             parts['tables'] = teacher_table(selection)
     else:
         parts = {
-            'answer': answer(selection),
-            'tables': tables(selection),
+            'answer': answer(selection, found),
+            'tables': tables(selection, found),
             'figures': '\n\n'.join(
                 f'![{study.title}: {CAPTIONS[name]}]({path})' for name, path in figures.items()
             )
@@ -116,8 +117,8 @@ def compose(selection: Selection, figures: dict[str, str]) -> dict[str, str]:
     return {f'{study.name} {part}': text for part, text in parts.items()}
 
 
-def answer(selection: Selection) -> str:
-    """Return what the study shows, in sentences that follow from its intervals."""
+def answer(selection: Selection, found: Findings) -> str:
+    """Return what the study shows, in sentences that follow from its corrected p-values."""
     study = selection.study
     lines = []
     if selection.found < selection.wanted:
@@ -130,28 +131,23 @@ def answer(selection: Selection) -> str:
         for name, fit in held_out_calibration(selection).items()
         if not study.reliability or name in study.reliability
     ]
-    found = differences(selection)
     lines += [
-        f'- {difference_sentence(_words(comparison.of), _words(comparison.to), found[name])}'
+        f'- {difference_sentence(_words(comparison.of), _words(comparison.to), difference)}'
         for comparison in study.comparisons
-        if (name := comparison.name) in found
+        if (difference := found.differences.get(comparison.name))
     ]
-    with_interval = {name: d for name, d in found.items() if d.interval is not None}
-    if len(with_interval) > 1:
-        excluding = [name for name, d in with_interval.items() if excludes_zero(d.interval)]
-        corrected = adjusted_p_values(with_interval)
-        kept = [name for name in excluding if corrected[name] < 0.05]
-        lines.append(f'- {chance_sentence(len(with_interval), len(excluding))} {_kept(kept)}')
-    if 'across' in study.figures:
-        fits = explained(selection)
-        lines += [f'- {explained_sentence(name, fit)}' for name, fit in fits.items()]
-        lines += [
-            f'- {rivals_sentence("ECE", fits["ECE"], name, fits[name])}'
-            for name in ('mAP', 'RoI accuracy')
-        ]
-    sd, degrees = residual(selection)
-    if forms := comparison_forms(selection, found, sd):
-        lines.append(f'- {power_sentence(sd, degrees, study.target, forms)}')
+    lines += [f'- {relation_sentence(name, line)}' for name, line in found.relations.items()]
+    lines += [f'- {rivals_sentence(rivalry)}' for rivalry in found.rivals]
+    if found.tests:
+        shown = sum(test.shown for test in found.tests)
+        lines.append(f'- {family_sentence(len(found.tests), shown)}')
+    spread = found.spread
+    forms = comparison_forms(selection, found.differences, spread.sd)
+    if forms:
+        lines.append(f'- {spread_sentence(spread)}')
+    if forms and not spread.uneven:
+        per_pair = degrees_per_pair(selection, spread)
+        lines.append(f'- {power_sentence(study.target, forms, per_pair)}')
     return '\n'.join(lines)
 
 
@@ -178,31 +174,24 @@ def runs_text(selection: Selection) -> str:
     return '\n'.join(lines)
 
 
-def draw(selection: Selection) -> dict[str, Figure]:
+def draw(selection: Selection, found: Findings) -> dict[str, Figure]:
     """Draw the study's figures, by kind; those without anything to show are left out."""
     study = selection.study
     figures = {}
     if 'temperature' in study.figures and (series := temperature_series(selection)):
-        shifts = {
-            teacher: {
-                t: d
-                for t, values in by_t.items()
-                if t != 1 and 1.0 in by_t and (d := paired_difference(values, by_t[1.0]))
-            }
-            for teacher, by_t in series.items()
-        }
         fitted = {name: fit['temperature'] for name, fit in held_out_calibration(selection).items()}
         alone = next(
             (selection.values(c.name) for c in study.cells.values() if c.teacher is None), {}
         )
-        figures['temperature'] = plot_temperatures(series, shifts, alone, fitted)
+        figures['temperature'] = plot_temperatures(
+            series, temperature_shifts(selection, found), alone, fitted
+        )
     if 'across' in study.figures:
         predictors, students = across(selection)
         if students:
-            figures['across'] = plot_across(predictors, students, explained(selection))
-    found = differences(selection)
-    if 'paired' in study.figures and found:
-        figures['paired'] = plot_differences(found, study.title)
+            figures['across'] = plot_across(predictors, students, found.relations)
+    if 'paired' in study.figures and found.differences:
+        figures['paired'] = plot_differences(found.differences, study.title)
     if 'reliability' in study.figures:
         names = [name for name in study.reliability if name in selection.teachers]
         if names:
@@ -220,12 +209,6 @@ CAPTIONS = {
     'paired': 'paired differences',
     'reliability': 'reliability of the teachers on held-out RoIs',
 }
-
-
-def _kept(names: Sequence[str]) -> str:
-    if not names:
-        return "After Holm's correction for all of them, none is left."
-    return f"After Holm's correction for all of them, there is left: {'; '.join(names)}."
 
 
 def _words(names: Sequence[str]) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from calkd_det.commands.study.relations import Relation, Rivalry, compare_predictors, relate
 from calkd_det.commands.study.selection import Selection
 from calkd_det.commands.study.settings import FITTED, Comparison
 from calkd_det.commands.study.statistics import (
-    Explained,
+    FEWEST_SEEDS,
     PairedDifference,
+    Spread,
+    common_spread,
     contrast_factor,
-    explain,
     holm,
-    mean_interval,
-    residual_sd,
+    paired_difference,
 )
 
 # What a teacher's row gives to predict its students by; the first one is the paper's.
@@ -25,32 +31,65 @@ PREDICTORS = {
     'mAP': 'mAP',
     'RoI accuracy': 'mean_accuracy',
 }
+RIVALS = (('ECE', 'mAP'), ('ECE', 'RoI accuracy'))
 
 
-def differences(selection: Selection) -> dict[str, PairedDifference]:
-    """Return the study's comparisons that have a seed on both sides, by name."""
-    found = {c.name: selection.compare(c) for c in selection.study.comparisons}
-    return {name: d for name, d in found.items() if d is not None}
+@dataclass(frozen=True)
+class Findings:
+    """All that a study tests, with p-values corrected for all of it together.
+
+    Attributes:
+        spread: What neither cell nor seed explains.
+        differences: By the comparison's name; those without a common seed are missing.
+        relations: By the predictor's name; None where no line can be fitted. Empty for a study
+            that is not across teachers.
+        rivals: Which predictor explains more.
+    """
+
+    spread: Spread
+    differences: dict[str, PairedDifference]
+    relations: dict[str, Relation | None]
+    rivals: list[Rivalry]
+
+    @property
+    def tests(self) -> list[PairedDifference | Relation | Rivalry]:
+        """Return what has a p-value."""
+        found = [*self.differences.values(), *self.relations.values(), *self.rivals]
+        return [test for test in found if test is not None and not math.isnan(test.p_value)]
 
 
-def explained(selection: Selection) -> dict[str, Explained | None]:
-    """Return what each predictor explains of the students' mAP, both in percent."""
-    predictors, students = across(selection)
-    names = list(students)
-    means = [100 * mean_interval(list(students[name].values()))[0] for name in names]
-    return {
-        predictor: explain([values[name] for name in names], means)
-        for predictor, values in predictors.items()
-    }
+def find(selection: Selection) -> Findings:
+    """Test all comparisons and relations of a study, and correct for their number by Holm.
 
+    Raises:
+        ConfigError: Two runs of a seed are no pair.
+    """
+    spread = common_spread([selection.values(name) for name in selection.study.cells])
+    differences = {}
+    for comparison in selection.study.comparisons:
+        factor = contrast_factor(comparison.of, comparison.to)
+        difference = paired_difference(*selection.sides(comparison), spread, factor)
+        if difference is not None:
+            differences[comparison.name] = difference
+    relations, rivals = _relations(selection) if 'across' in selection.study.figures else ({}, [])
+    found = Findings(spread, differences, relations, rivals)
+    tests = found.tests
+    adjusted = {id(test): p for test, p in zip(tests, holm([test.p_value for test in tests]))}
 
-def residual(selection: Selection) -> tuple[float, int]:
-    """Return the residual SD of a study's cells, and its degrees of freedom."""
-    return residual_sd([selection.values(name) for name in selection.study.cells])
+    def corrected(test):
+        known = id(test) in adjusted
+        return dataclasses.replace(test, adjusted_p=adjusted[id(test)]) if known else test
+
+    return Findings(
+        spread,
+        {name: corrected(test) for name, test in differences.items()},
+        {name: corrected(test) for name, test in relations.items()},
+        [corrected(test) for test in rivals],
+    )
 
 
 def comparison_forms(
-    selection: Selection, found: dict[str, PairedDifference], sd: float
+    selection: Selection, found: Mapping[str, PairedDifference], sd: float
 ) -> list[tuple[str, float, int]]:
     """Return name, SD and number of seeds of each form of comparisons.
 
@@ -58,10 +97,17 @@ def comparison_forms(
     """
     forms: dict[tuple[float, int], list[Comparison]] = {}
     for comparison in selection.study.comparisons:
-        if comparison.name in found and found[comparison.name].count > 1 and sd > 0:
+        difference = found.get(comparison.name)
+        if difference is not None and difference.interval is not None:
             spread = sd * contrast_factor(comparison.of, comparison.to)
-            forms.setdefault((spread, found[comparison.name].count), []).append(comparison)
+            forms.setdefault((spread, difference.count), []).append(comparison)
     return [(_form(alike), spread, pairs) for (spread, pairs), alike in forms.items() if spread > 0]
+
+
+def degrees_per_pair(selection: Selection, spread: Spread) -> float:
+    """Return how many degrees of freedom of the residual each further seed brings."""
+    seeds = {seed for rows in selection.cells.values() for seed in rows}
+    return spread.degrees / (len(seeds) - 1)
 
 
 def _form(alike: Sequence[Comparison]) -> str:
@@ -73,7 +119,10 @@ def _form(alike: Sequence[Comparison]) -> str:
 def across(
     selection: Selection,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[int, float]]]:
-    """Return predictors by name and teacher, in percent, and students by teacher and seed."""
+    """Return predictors by name and teacher, in percent, and students by teacher and seed.
+
+    Students are the first cell of each teacher.
+    """
     students: dict[str, dict[int, float]] = {}
     for cell in selection.study.cells.values():
         if cell.teacher in selection.teachers and cell.teacher not in students:
@@ -91,6 +140,28 @@ def across(
     return predictors, students
 
 
+def _relations(selection: Selection) -> tuple[dict[str, Relation | None], list[Rivalry]]:
+    """Return lines through the students' means, in percent, over the seeds that all have."""
+    predictors, students = across(selection)
+    seeds = set.intersection(*map(set, students.values())) if students else set()
+    if len(seeds) < FEWEST_SEEDS:
+        return dict.fromkeys(PREDICTORS), []
+    means = [100 * float(np.mean([by_seed[s] for s in seeds])) for by_seed in students.values()]
+    x = {name: [values[teacher] for teacher in students] for name, values in predictors.items()}
+    relations = {name: relate(values, means) for name, values in x.items()}
+    rivals = [
+        Rivalry(
+            name,
+            other,
+            relations[name].r_squared - relations[other].r_squared,
+            compare_predictors(x[name], x[other], means),
+        )
+        for name, other in RIVALS
+        if relations[name] is not None and relations[other] is not None
+    ]
+    return relations, rivals
+
+
 def temperature_series(selection: Selection) -> dict[str, dict[float, dict[int, float]]]:
     """Return mAP by teacher, T and seed."""
     series: dict[str, dict[float, dict[int, float]]] = {}
@@ -102,11 +173,27 @@ def temperature_series(selection: Selection) -> dict[str, dict[float, dict[int, 
     return series
 
 
+def temperature_shifts(
+    selection: Selection, found: Findings
+) -> dict[str, dict[float, PairedDifference]]:
+    """Return the differences of mAP from the same teacher's T = 1, by teacher and T.
+
+    A difference that is no comparison of the study is not tested.
+    """
+    tested = {(c.of, c.to): found.differences.get(c.name) for c in selection.study.comparisons}
+    names = {(cell.teacher, cell.temperature): cell.name for cell in selection.study.cells.values()}
+    shifts: dict[str, dict[float, PairedDifference]] = {}
+    for teacher, by_t in temperature_series(selection).items():
+        for t in by_t:
+            pair = (names[teacher, t],), (names.get((teacher, 1.0)),)
+            difference = tested.get(pair)
+            if difference is None and t != 1 and 1.0 in by_t:
+                difference = paired_difference(by_t[t], by_t[1.0], found.spread)
+            if difference is not None:
+                shifts.setdefault(teacher, {})[t] = difference
+    return shifts
+
+
 def held_out_calibration(selection: Selection) -> dict[str, dict]:
     """Return each teacher's calibration on held-out images."""
     return {name: row['calibration']['held_out'] for name, row in selection.teachers.items()}
-
-
-def adjusted_p_values(found: dict[str, PairedDifference]) -> dict[str, float]:
-    """Return Holm's adjusted p-value of each difference."""
-    return dict(zip(found, holm([d.p_value for d in found.values()])))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from calkd_det.commands.study.rows import Row, read_rows, settings_key
 from calkd_det.commands.study.settings import Comparison, Study
-from calkd_det.commands.study.statistics import PairedDifference, paired_difference
 from calkd_det.errors import ConfigError
 
 
@@ -49,21 +48,21 @@ class Selection:
         """Return a metric of a cell by seed, in [0, 1]."""
         return {seed: row['metrics'][metric] for seed, row in sorted(self.cells[cell].items())}
 
-    def compare(self, comparison: Comparison, metric: str = 'mAP') -> PairedDifference | None:
-        """Return the paired difference of a comparison; None while no seed is on both sides.
+    def sides(self, comparison: Comparison) -> tuple[dict[int, float], dict[int, float]]:
+        """Return the mean mAP of both sides of a comparison, by seed.
 
         Raises:
             ConfigError: Two runs of a seed did not start from the same weights, or did not see
                 the same images in the same order: they are no pair.
         """
-        sides = [self._side(names, metric) for names in (comparison.of, comparison.to)]
-        for seed in set(sides[0]) & set(sides[1]):
+        of, to = self._side(comparison.of), self._side(comparison.to)
+        for seed in set(of) & set(to):
             self._check_pair(seed, [*comparison.of, *comparison.to])
-        return paired_difference(*sides)
+        return of, to
 
-    def _side(self, names: Sequence[str], metric: str) -> dict[int, float]:
+    def _side(self, names: Sequence[str]) -> dict[int, float]:
         """Return the mean over several cells, for each seed that all of them have."""
-        values = [self.values(name, metric) for name in names]
+        values = [self.values(name) for name in names]
         seeds = set.intersection(*map(set, values))
         return {seed: sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)}
 

@@ -1,21 +1,45 @@
-"""What a study's numbers allow to say: paired differences, explained variance, power."""
+"""Compare cells of a study: paired differences, their common spread, Holm's correction."""
 
 from __future__ import annotations
 
-import bisect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 LEVEL = 0.95
-POWER = 0.8
-RESAMPLES = 10_000
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+SIGNIFICANCE = 0.05
+FEWEST_SEEDS = 3
 Interval = tuple[float, float]
+
+
+def is_claimed(adjusted_p: float) -> bool:
+    """Return whether a corrected p-value allows a claim; NaN does not."""
+    return adjusted_p < SIGNIFICANCE
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What neither cell nor seed explains of a study's values.
+
+    Attributes:
+        sd: Residual standard deviation of value = cell + seed; NaN without degrees of freedom.
+        degrees: Its degrees of freedom.
+        alike_p: p-value of Levene's test (1960) that all cells spread alike; NaN with fewer than
+            three cells of three seeds.
+    """
+
+    sd: float
+    degrees: int
+    alike_p: float
+
+    @property
+    def uneven(self) -> bool:
+        """Whether Levene's test rejects at 5 % that the cells spread alike."""
+        return self.alike_p < SIGNIFICANCE
 
 
 @dataclass(frozen=True)
@@ -23,11 +47,12 @@ class PairedDifference:
     """Differences by seed, and what they say of their mean.
 
     Attributes:
-        differences: by seed, in the seeds' order.
-        mean: their mean.
-        interval: 95 % t interval of the mean over seeds; None with fewer than two.
-        improved: how many are above zero.
-        p_value: of the two-sided paired t test; NaN with fewer than two.
+        differences: By seed, in the seeds' order.
+        mean: Their mean.
+        interval: 95 % t interval of the mean; None where nothing can be tested.
+        improved: Number of differences above zero.
+        p_value: Two-sided, of the same t test; NaN where nothing can be tested.
+        adjusted_p: After the correction for all tests of the study; NaN before it.
     """
 
     differences: dict[int, float]
@@ -35,19 +60,37 @@ class PairedDifference:
     interval: Interval | None
     improved: int
     p_value: float
+    adjusted_p: float = math.nan
 
     @property
     def count(self) -> int:
         """The number of pairs."""
         return len(self.differences)
 
+    @property
+    def shown(self) -> bool:
+        """Whether the difference may be claimed."""
+        return is_claimed(self.adjusted_p)
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> PairedDifference | None:
+
+def paired_difference(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    spread: Spread,
+    factor: float = math.sqrt(2),
+) -> PairedDifference | None:
     """Compare two sides seed by seed.
+
+    The t test takes the residual spread of the whole study. Where its cells do not spread alike,
+    the t test of the differences alone is done too, and the wider interval and the larger p-value
+    of the two are kept. Nothing is tested below three pairs, or where values have no spread.
 
     Args:
         a: Values by seed.
         b: Values by seed; seeds that only one side has are left out.
+        spread: Of the study.
+        factor: Standard deviation of a difference in the spread's SDs, of
+            :func:`contrast_factor`; that of two single cells by default.
 
     Returns:
         a - b; None where no seed is common.
@@ -56,13 +99,21 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> PairedD
     if not differences:
         return None
     values = np.array(list(differences.values()))
-    mean, interval = mean_interval(values)
+    mean, count = float(values.mean()), len(values)
+    interval, p_value = None, math.nan
+    if count >= FEWEST_SEEDS and spread.sd > 0:
+        tests = [(spread.sd * factor, spread.degrees)]
+        if spread.uneven:
+            tests.append((float(values.std(ddof=1)), count - 1))
+        found = [_t_test(mean, sd / math.sqrt(count), degrees) for sd, degrees in tests]
+        half, p_value = (max(column) for column in zip(*found))
+        interval = mean - half, mean + half
     return PairedDifference(
         differences=differences,
         mean=mean,
         interval=interval,
         improved=int((values > 0).sum()),
-        p_value=_p_value(values),
+        p_value=p_value,
     )
 
 
@@ -91,22 +142,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def residual_sd(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
-    """Return what neither cell nor seed explains: the residual SD of an additive model.
+def common_spread(cells: Sequence[Mapping[int, float]]) -> Spread:
+    """Return what neither cell nor seed explains, and whether cells spread alike.
 
-    A paired difference of two cells has that times the root of 2 as its standard deviation; see
+    A paired difference of two cells has the SD times the root of 2 as its standard deviation; see
     :func:`contrast_factor` for means of several cells.
 
     Args:
         cells: Values by seed of each cell; seeds may be missing.
-
-    Returns:
-        The standard deviation, and its degrees of freedom; NaN and 0 without any.
     """
     seeds = sorted({seed for cell in cells for seed in cell})
     found = [(cell, seed) for cell, values in enumerate(cells) for seed in values]
     if not found:
-        return math.nan, 0
+        return Spread(math.nan, 0, math.nan)
     design = np.zeros((len(found), len(cells) + len(seeds)))
     for row, (cell, seed) in enumerate(found):
         design[row, cell] = design[row, len(cells) + seeds.index(seed)] = 1
@@ -114,8 +162,13 @@ def residual_sd(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
     solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
     degrees = len(found) - int(rank)
     if degrees == 0:
-        return math.nan, 0
-    return float(np.linalg.norm(y - design @ solution) / math.sqrt(degrees)), degrees
+        return Spread(math.nan, 0, math.nan)
+    residuals = y - design @ solution
+    # What rounding errors of sums leave is no spread.
+    residuals[np.abs(residuals) < 1e-12 * max(1.0, float(np.abs(y).max()))] = 0.0
+    owners = np.array([cell for cell, _ in found])
+    sd = float(np.linalg.norm(residuals) / math.sqrt(degrees))
+    return Spread(sd, degrees, _levene([residuals[owners == cell] for cell in range(len(cells))]))
 
 
 def contrast_factor(of: Sequence[str], to: Sequence[str]) -> float:
@@ -132,128 +185,19 @@ def contrast_factor(of: Sequence[str], to: Sequence[str]) -> float:
     return math.sqrt(sum(weight**2 for weight in weights.values()))
 
 
-def power_of(difference: float, sd: float, count: int) -> float:
-    """Return the chance that a two-sided paired t test at 5 % finds a true difference.
-
-    Args:
-        difference: The true mean difference.
-        sd: The standard deviation of differences, > 0.
-        count: Number of pairs, >= 2.
-    """
-    degrees = count - 1
-    critical = stats.t.ppf((1 + LEVEL) / 2, degrees) / math.sqrt(degrees)
-    shift = difference / sd * math.sqrt(count)
-
-    # scipy's noncentral t is NaN far out; this is its definition, a normal over a chi.
-    low, high = stats.chi.ppf([1e-9, 1 - 1e-9], degrees)
-    chi = low + (high - low) * (_NODES + 1) / 2
-    rejected = stats.norm.sf(critical * chi - shift) + stats.norm.cdf(-critical * chi - shift)
-    return float((high - low) / 2 * (_WEIGHTS * stats.chi.pdf(chi, degrees) * rejected).sum())
+def _t_test(mean: float, error: float, degrees: int) -> tuple[float, float]:
+    """Return the half width of the 95 % interval, and the two-sided p-value."""
+    if error == 0:
+        return 0.0, 0.0
+    half = float(stats.t.ppf((1 + LEVEL) / 2, degrees) * error)
+    return half, float(2 * stats.t.sf(abs(mean) / error, degrees))
 
 
-def smallest_difference(sd: float, count: int) -> float:
-    """Return the smallest true difference that ``count`` pairs tell from zero with power 0.8.
-
-    Args:
-        sd: The standard deviation of differences, > 0; the result is in its unit.
-        count: Number of pairs, >= 2.
-    """
-    return sd * _smallest_in_sds(count)
-
-
-@cache
-def _smallest_in_sds(count: int) -> float:
-    high = 1.0
-    while power_of(high, 1.0, count) < POWER:
-        high *= 2
-    return optimize.brentq(lambda d: power_of(d, 1.0, count) - POWER, 0.0, high, xtol=1e-5)
-
-
-def pairs_needed(sd: float, difference: float, most: int = 10_000) -> int:
-    """Return the number of pairs that tell ``difference`` from zero; at most ``most``."""
-    return 2 + bisect.bisect_left(
-        range(2, most), True, key=lambda count: smallest_difference(sd, count) <= difference
-    )
-
-
-@dataclass(frozen=True)
-class Explained:
-    """A straight line through points, and how much it explains.
-
-    Attributes:
-        r_squared: in [0, 1].
-        interval: 95 % percentile interval of it, points resampled; None with too few.
-        slope: of the line.
-        intercept: of the line.
-        slope_interval: as ``interval``.
-        samples: R^2 of each resample, NaN where its points have no spread.
-    """
-
-    r_squared: float
-    interval: Interval | None
-    slope: float
-    intercept: float
-    slope_interval: Interval | None
-    samples: np.ndarray
-
-
-def explain(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Explained | None:
-    """Fit y by x, with intervals bootstrapped over the points.
-
-    The same number of points and seed resample the same points, so the ``samples`` of two
-    predictors of one y can be compared one by one.
-
-    Args:
-        x: The predictor, shape (N,).
-        y: What is predicted, shape (N,).
-        seed: Of the bootstrap.
-
-    Returns:
-        None where N < 3 or x or y is constant. With N < 5 there are no intervals.
-    """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(x), size=(RESAMPLES, len(x)))
-    r_squared, slopes = _lines(x[chosen], y[chosen])
-    r, slope = (float(value[0]) for value in _lines(x[None], y[None]))
-    enough = len(x) >= 5
-    return Explained(
-        r_squared=r,
-        interval=_percentiles(r_squared) if enough else None,
-        slope=slope,
-        intercept=float(y.mean() - slope * x.mean()),
-        slope_interval=_percentiles(slopes) if enough else None,
-        samples=r_squared,
-    )
-
-
-def difference_of_explained(a: Explained, b: Explained) -> tuple[float, Interval | None]:
-    """Return R^2 of ``a`` less that of ``b``, with a 95 % interval from their common resamples."""
-    enough = a.interval is not None and b.interval is not None
-    return a.r_squared - b.r_squared, _percentiles(a.samples - b.samples) if enough else None
-
-
-def _lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return R^2 and slope of each row; NaN where x or y is constant."""
-    x = x - x.mean(axis=1, keepdims=True)
-    y = y - y.mean(axis=1, keepdims=True)
-    xx, yy, xy = (x * x).sum(axis=1), (y * y).sum(axis=1), (x * y).sum(axis=1)
-    flat = (xx < 1e-12 * max(xx.max(), 1e-300)) | (yy < 1e-12 * max(yy.max(), 1e-300))
-    xx, yy = np.where(flat, np.nan, xx), np.where(flat, np.nan, yy)
-    return xy**2 / (xx * yy), xy / xx
-
-
-def _percentiles(values: np.ndarray) -> Interval:
-    low, high = np.nanpercentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _p_value(values: np.ndarray) -> float:
-    if len(values) < 2:
+def _levene(residuals: Sequence[np.ndarray]) -> float:
+    groups = [values for values in residuals if len(values) >= FEWEST_SEEDS]
+    # The residuals of two cells alone are each other's mirror image.
+    if len(groups) < 3:
         return math.nan
-    mean, sd = values.mean(), values.std(ddof=1)
-    if sd == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / sd * math.sqrt(len(values)), len(values) - 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return float(stats.levene(*groups, center='mean').pvalue)

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from calkd_det.commands.pages import table
-from calkd_det.commands.study.results import (
-    adjusted_p_values,
-    differences,
-    explained,
-    residual,
-)
+from calkd_det.commands.study.power import smallest_difference
+from calkd_det.commands.study.relations import Relation
+from calkd_det.commands.study.results import Findings, degrees_per_pair
 from calkd_det.commands.study.rows import Row
 from calkd_det.commands.study.selection import Selection
 from calkd_det.commands.study.settings import FITTED
-from calkd_det.commands.study.statistics import (
-    PairedDifference,
-    contrast_factor,
-    mean_interval,
-    smallest_difference,
-)
-from calkd_det.commands.study.wording import ends, excludes_zero, percent, points
+from calkd_det.commands.study.statistics import contrast_factor, mean_interval
+from calkd_det.commands.study.wording import ends, percent, points
 
 
-def tables(selection: Selection) -> str:
+def tables(selection: Selection, found: Findings) -> str:
     """Return the tables of cells, comparisons, teachers and what these explain."""
     parts = [
         'Student, COCO metrics of the last epoch in percent, mean over seeds; in brackets the '
         '95 % t interval of the mean.',
         cell_table(selection),
     ]
-    found = differences(selection)
-    if found:
+    if found.differences:
         parts += [
             'Paired differences of mAP in points: the same seed on both sides, that is the same '
-            'initial weights and the same images in the same order. 95 % t interval over seeds; '
-            "p after Holm's correction for all lines of the table. Told: the smallest true "
-            'difference that so many seeds tell from zero with power 0.8.',
+            'initial weights and the same images in the same order. 95 % t interval; p after '
+            "Holm's correction for all tests of the study, which decides what is shown. Told: the "
+            'smallest true difference that so many seeds tell from zero with power 0.8, before the '
+            'correction.',
             difference_table(selection, found),
         ]
-    if 'across' in selection.study.figures:
+    if found.relations:
         parts += [
-            "What a teacher's figure explains of its student's mAP (mean over seeds): R² of a "
-            'straight line, with a 95 % percentile interval bootstrapped over teachers.',
-            explained_table(selection),
+            "What a teacher's figure explains of its student's mAP (mean over seeds): R² and slope "
+            'of a straight line by least squares, with the 95 % t interval of the slope; p as '
+            'above.',
+            relation_table(found.relations),
         ]
     if selection.teachers:
         parts += [TEACHERS_ARE, teacher_table(selection)]
@@ -73,18 +66,20 @@ def cell_table(selection: Selection) -> str:
     return table(rows)
 
 
-def difference_table(selection: Selection, found: dict[str, PairedDifference]) -> str:
+def difference_table(selection: Selection, found: Findings) -> str:
     """Return a table of paired differences."""
-    sd, _ = residual(selection)
+    spread = found.spread
     factors = {c.name: contrast_factor(c.of, c.to) for c in selection.study.comparisons}
-    corrected = adjusted_p_values({name: d for name, d in found.items() if d.interval is not None})
     rows = [['comparison', 'points', '95 % interval', 'seeds higher', 'p (Holm)', 'told', 'shown']]
-    for name, d in found.items():
-        p = _p_text(corrected[name]) if name in corrected else ''
-        shown = ('higher' if d.mean > 0 else 'lower') if excludes_zero(d.interval) else 'no'
-        spread = sd * factors[name]
-        known = d.count > 1 and spread > 0
-        told = f'{100 * smallest_difference(spread, d.count):.2f}' if known else ''
+    for name, d in found.differences.items():
+        p, told = '', ''
+        shown = ('higher' if d.mean > 0 else 'lower') if d.shown else 'no'
+        if d.interval is not None:
+            p = _p_text(d.adjusted_p)
+            if not spread.uneven and factors[name] > 0:
+                per_pair = degrees_per_pair(selection, spread)
+                least = smallest_difference(spread.sd * factors[name], d.count, per_pair)
+                told = f'{100 * least:.2f}'
         improved = f'{d.improved} of {d.count}'
         rows.append([name, points(d.mean), ends(d.interval), improved, p, told, shown])
     return table(rows)
@@ -119,19 +114,19 @@ def teacher_table(selection: Selection) -> str:
     return table(rows)
 
 
-def explained_table(selection: Selection) -> str:
+def relation_table(relations: Mapping[str, Relation | None]) -> str:
     """Return a table of what predicts the students."""
-    rows = [["teacher's", 'R²', '95 % interval', 'slope', '95 % interval of the slope']]
-    for name, fit in explained(selection).items():
-        if fit is None:
-            rows.append([name, '', '', '', ''])
+    rows = [["teacher's", 'R²', 'slope', '95 % interval', 'p (Holm)', 'shown']]
+    for name, line in relations.items():
+        if line is None:
+            rows.append([name, '', '', '', '', 'no'])
             continue
-        intervals = [
-            '' if pair is None else f'{pair[0]:.2f} to {pair[1]:.2f}'.replace('-', '−')
-            for pair in (fit.interval, fit.slope_interval)
-        ]
-        slope = f'{fit.slope:+.2f}'.replace('-', '−')
-        rows.append([name, f'{fit.r_squared:.2f}', intervals[0], slope, intervals[1]])
+        slope, low, high = (
+            f'{value:+.3f}'.replace('-', '−') for value in (line.slope, *line.slope_interval)
+        )
+        shown = ('rises' if line.slope > 0 else 'falls') if line.shown else 'no'
+        p = _p_text(line.adjusted_p)
+        rows.append([name, f'{line.r_squared:.2f}', slope, f'{low} to {high}', p, shown])
     return table(rows)
 
 

@@ -1,22 +1,13 @@
-"""Sentences on results. What they claim follows from intervals alone."""
+"""Sentences on results. What they claim follows from corrected p-values alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from calkd_det.commands.study.statistics import (
-    Explained,
-    Interval,
-    PairedDifference,
-    difference_of_explained,
-    pairs_needed,
-    smallest_difference,
-)
-
-
-def excludes_zero(interval: Interval | None) -> bool:
-    """Return whether an interval is there and leaves zero out; its ends belong to it."""
-    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+from calkd_det.commands.study.power import pairs_needed, smallest_difference
+from calkd_det.commands.study.relations import Relation, Rivalry
+from calkd_det.commands.study.statistics import Interval, PairedDifference, Spread
 
 
 def points(value: float) -> str:
@@ -35,8 +26,13 @@ def ends(interval: Interval | None) -> str:
     return '' if interval is None else f'{points(interval[0])} to {points(interval[1])}'
 
 
+def p_text(value: float) -> str:
+    """Write a p-value."""
+    return 'p < 0.001' if value < 0.001 else f'p = {value:.3f}'
+
+
 def difference_sentence(of: str, to: str, found: PairedDifference) -> str:
-    """Say what a paired difference shows: it is claimed only if its interval leaves zero out.
+    """Say what a paired difference shows; it is claimed by its corrected p-value alone.
 
     Args:
         of: What is compared.
@@ -44,46 +40,38 @@ def difference_sentence(of: str, to: str, found: PairedDifference) -> str:
         found: ``of`` less ``to``, in mAP in [0, 1].
     """
     seeds = f'{found.improved} of {found.count} seeds higher'
-    interval = f'95 % interval {ends(found.interval)}' if found.interval else 'no interval'
-    facts = f'{points(found.mean)} points, {interval}, {seeds}'
-    if not excludes_zero(found.interval):
+    tested = 'not tested'
+    if found.interval is not None:
+        tested = f'95 % interval {ends(found.interval)}, {p_text(found.adjusted_p)}'
+    facts = f'{points(found.mean)} points, {tested}, {seeds}'
+    if not found.shown:
         return f'{of} against {to}: **no difference shown** ({facts}).'
     word = 'higher' if found.mean > 0 else 'lower'
     return f'{of} is **{word}** than {to} ({facts}).'
 
 
-def explained_sentence(name: str, found: Explained | None) -> str:
-    """Say what a predictor explains of the students' mAP, by the interval of its slope."""
+def relation_sentence(name: str, found: Relation | None) -> str:
+    """Say what a predictor explains of the students' mAP, by its corrected p-value."""
     if found is None:
-        return f'{name}: not enough teachers, or all the same, to fit a line.'
-    if found.interval is None or found.slope_interval is None:
-        return f'{name}: R² = {found.r_squared:.2f}; too few teachers for an interval.'
-    facts = (
-        f'R² = {found.r_squared:.2f}, 95 % interval {found.interval[0]:.2f} to '
-        f'{found.interval[1]:.2f}'
-    )
-    if not excludes_zero(found.slope_interval):
+        return f'{name}: too few teachers or seeds, or all the same, to fit a line.'
+    facts = f'R² = {found.r_squared:.2f}, {p_text(found.adjusted_p)}'
+    if not found.shown:
         return f'{name}: **no relation shown**, the slope may be zero ({facts}).'
     way = 'rises' if found.slope > 0 else 'falls'
     return f"{name}: the students' mAP **{way}** with it ({facts})."
 
 
-def rivals_sentence(name: str, a: Explained | None, other: str, b: Explained | None) -> str:
-    """Say which of two predictors explains more, by the interval of the difference of R²."""
-    if a is None or b is None:
-        return f'{name} and {other} cannot be compared yet.'
-    mean, interval = difference_of_explained(a, b)
-    difference = f'{mean:+.2f}'.replace('-', '−')
-    if interval is None:
-        return f'{name} against {other}: too few teachers for an interval.'
-    low_high = ' to '.join(f'{end:+.2f}' for end in interval).replace('-', '−')
-    facts = f'difference of R² {difference}, 95 % interval {low_high}'
-    if not excludes_zero(interval):
+def rivals_sentence(found: Rivalry) -> str:
+    """Say which of two predictors explains more, by the corrected p-value."""
+    difference = f'{found.more:+.2f}'.replace('-', '−')
+    facts = f'difference of R² {difference}, {p_text(found.adjusted_p)}'
+    if not found.shown:
         return (
-            f'Whether {name} explains more of the students than {other} is **not shown** ({facts}).'
+            f'Whether {found.name} or {found.other} explains more of the students is **not shown** '
+            f'({facts}).'
         )
-    word = 'more' if mean > 0 else 'less'
-    return f'{name} explains **{word}** of the students than {other} ({facts}).'
+    word = 'more' if found.more > 0 else 'less'
+    return f'{found.name} explains **{word}** of the students than {found.other} ({facts}).'
 
 
 def temperature_sentence(name: str, temperature: float, interval: Interval | None) -> str:
@@ -98,35 +86,57 @@ def temperature_sentence(name: str, temperature: float, interval: Interval | Non
     return f'{name}: neither over- nor under-confidence shown on held-out images ({facts}).'
 
 
-def chance_sentence(count: int, excluding: int) -> str:
-    """Say how many of several intervals would leave zero out by chance."""
-    if count == 0:
-        return ''
+def family_sentence(tests: int, shown: int) -> str:
+    """Say how many tests a study's p-values are corrected for, and how many show something."""
     return (
-        f'{excluding} of the {count} intervals leave zero out; without any true difference '
-        f'{0.05 * count:.1f} would on average.'
+        f"p is after Holm's correction for all {tests} tests of this study, {shown} of which "
+        f'{"shows" if shown == 1 else "show"} something (p < 0.05). Were there no true difference '
+        'at all, a study would show any in at most one case of twenty.'
     )
 
 
+def spread_sentence(spread: Spread) -> str:
+    """Say what neither cell nor seed explains, and what the intervals rest on.
+
+    Args:
+        spread: In mAP in [0, 1], with at least one degree of freedom.
+    """
+    text = (
+        f'What neither cell nor seed explains of a run spreads by {100 * spread.sd:.2f} points '
+        f'(SD, {spread.degrees} degrees of freedom).'
+    )
+    if spread.uneven:
+        return (
+            f"{text} **The cells do not spread alike** (Levene's test, {p_text(spread.alike_p)}): "
+            'each interval is the wider one of that by this SD and that by the differences of its '
+            'own seeds. What difference can be told is not computed.'
+        )
+    alike = (
+        ''
+        if math.isnan(spread.alike_p)
+        else (f" That cells spread alike is not refuted (Levene's test, {p_text(spread.alike_p)}).")
+    )
+    return f'{text}{alike} All intervals of differences are by this SD.'
+
+
 def power_sentence(
-    sd: float, degrees: int, target: float, forms: Sequence[tuple[str, float, int]]
+    target: float, forms: Sequence[tuple[str, float, int]], degrees_per_pair: float
 ) -> str:
     """Say what the seeds can tell.
 
     Args:
-        sd: What neither cell nor seed explains, mAP in [0, 1].
-        degrees: Degrees of freedom of it.
         target: In points.
         forms: Of each form of comparisons a name, the standard deviation of a paired difference,
             mAP in [0, 1], and the number of seeds.
+        degrees_per_pair: As in :func:`smallest_difference`.
     """
     told = '; '.join(
-        f'{100 * smallest_difference(spread, pairs):.2f} points for {name} with {pairs} seeds '
-        f'({target:g} points would take {pairs_needed(spread, target / 100)})'
+        f'{100 * smallest_difference(spread, pairs, degrees_per_pair):.2f} points for {name} with '
+        f'{pairs} seeds ({target:g} points would take '
+        f'{pairs_needed(spread, target / 100, degrees_per_pair)})'
         for name, spread, pairs in forms
     )
     return (
-        f'What neither cell nor seed explains of a run spreads by {100 * sd:.2f} points (SD, '
-        f'{degrees} degrees of freedom). With that, the smallest true difference told from zero '
-        f'with power 0.8 (two-sided paired t test, 5 %) is {told}.'
+        'The smallest true difference told from zero with power 0.8 (two-sided t test, 5 %, before '
+        f'any correction) is {told}.'
     )

@@ -1,4 +1,4 @@
-"""Statistics against scipy's own tests, simulations and worked examples."""
+"""Comparisons against scipy's own tests, a linear model, simulations and worked examples."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import pytest
 from scipy import stats
 
 from calkd_det.commands.study.statistics import (
+    Spread,
+    common_spread,
     contrast_factor,
-    difference_of_explained,
-    explain,
     holm,
     mean_interval,
     paired_difference,
-    pairs_needed,
-    power_of,
-    residual_sd,
-    smallest_difference,
 )
+
+SPREAD = Spread(0.05, 40, 0.5)
 
 
 def by_seed(values: np.ndarray) -> dict[int, float]:
     return dict(enumerate(values.tolist()))
 
 
-@pytest.mark.parametrize('count', [2, 5, 12])
-def test_a_paired_difference_is_scipys_paired_t_test(count: int) -> None:
+@pytest.mark.parametrize('count', [3, 5, 12])
+def test_of_two_cells_alone_it_is_scipys_paired_t_test(count: int) -> None:
     rng = np.random.default_rng(count)
     a, b = rng.normal(0.3, 0.1, count), rng.normal(0.25, 0.1, count)
-    found = paired_difference(by_seed(a), by_seed(b))
+    found = paired_difference(by_seed(a), by_seed(b), common_spread([by_seed(a), by_seed(b)]))
     expected = stats.ttest_rel(a, b)
     interval = expected.confidence_interval(0.95)
     assert found.p_value == pytest.approx(expected.pvalue)
@@ -40,22 +38,77 @@ def test_a_paired_difference_is_scipys_paired_t_test(count: int) -> None:
     assert found.count == count
 
 
+def test_among_many_cells_it_is_the_contrast_of_the_linear_model() -> None:
+    """The same by ordinary least squares with dummies of cells and seeds."""
+    rng = np.random.default_rng(3)
+    table = rng.normal(0.2, 0.02, (4, 5)) + rng.normal(0, 0.1, 5)
+    cells = [by_seed(row) for row in table]
+    found = paired_difference(cells[2], cells[1], common_spread(cells))
+    design = np.zeros((20, 8))
+    for row, (cell, seed) in enumerate(np.ndindex(4, 5)):
+        design[row, cell] = 1
+        if seed:
+            design[row, 3 + seed] = 1
+    inverse = np.linalg.inv(design.T @ design)
+    estimate = inverse @ design.T @ table.ravel()
+    rest = table.ravel() - design @ estimate
+    contrast = np.array([0, -1, 1, 0, 0, 0, 0, 0])
+    error = np.sqrt(rest @ rest / 12 * (contrast @ inverse @ contrast))
+    t = contrast @ estimate / error
+    assert found.mean == pytest.approx(contrast @ estimate)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(t), 12))
+    assert found.interval[1] - found.mean == pytest.approx(stats.t.ppf(0.975, 12) * error)
+
+
+def test_a_lucky_spread_of_few_pairs_claims_nothing() -> None:
+    a, b = {s: 0.2 + 0.0001 * s for s in range(5)}, dict.fromkeys(range(5), 0.204)
+    found = paired_difference(a, b, Spread(0.0043, 56, 0.5))
+    assert stats.ttest_rel(list(a.values()), list(b.values())).pvalue < 1e-5
+    assert found.p_value > 0.1
+    assert found.interval[0] < 0 < found.interval[1]
+
+
+@pytest.mark.parametrize('own', [0.001, 0.2])
+def test_where_cells_do_not_spread_alike_the_wider_interval_counts(own: float) -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0.3, own, 5), np.full(5, 0.25)
+    pooled = paired_difference(by_seed(a), by_seed(b), Spread(0.05, 40, 0.04 + 0.02))
+    alone = stats.ttest_rel(a, b)
+    found = paired_difference(by_seed(a), by_seed(b), Spread(0.05, 40, 0.04))
+    assert found.p_value == pytest.approx(max(pooled.p_value, alone.pvalue))
+    low, high = alone.confidence_interval(0.95)
+    assert found.interval == pytest.approx(
+        (min(pooled.interval[0], low), max(pooled.interval[1], high))
+    )
+
+
 def test_only_common_seeds_are_paired() -> None:
-    found = paired_difference({0: 1.0, 1: 2.0, 5: 9.0}, {1: 1.5, 0: 1.0, 7: 0.0})
+    found = paired_difference({0: 1.0, 1: 2.0, 5: 9.0}, {1: 1.5, 0: 1.0, 7: 0.0}, SPREAD)
     assert found.differences == {0: 0.0, 1: 0.5}
     assert found.improved == 1
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    assert paired_difference({0: 1.0}, {1: 1.0}, SPREAD) is None
 
 
-def test_one_pair_has_no_interval() -> None:
-    found = paired_difference({3: 0.5}, {3: 0.25})
-    assert (found.mean, found.interval) == (0.25, None)
+@pytest.mark.parametrize('count', [1, 2])
+def test_fewer_than_three_pairs_are_not_tested(count: int) -> None:
+    """Two rounded pairs can be equal, and any test of their own calls them certain."""
+    found = paired_difference(
+        dict.fromkeys(range(count), 0.5), dict.fromkeys(range(count), 0.25), SPREAD
+    )
+    assert (found.mean, found.interval, found.shown) == (0.25, None, False)
     assert math.isnan(found.p_value)
+    three = paired_difference(dict.fromkeys(range(3), 0.5), dict.fromkeys(range(3), 0.25), SPREAD)
+    assert three.p_value < 0.01
 
 
-def test_equal_differences_have_no_spread() -> None:
-    assert paired_difference({0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.5}).p_value == 0
-    assert paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p_value == 1
+def test_values_without_any_spread_are_not_tested() -> None:
+    cells = [{0: 0.1, 1: 0.2, 2: 0.3}, {0: 0.3, 1: 0.4, 2: 0.5}]
+    spread = common_spread(cells)
+    assert spread.sd == 0
+    found = paired_difference(*cells, spread)
+    assert found.interval is None
+    assert math.isnan(found.p_value)
+    assert not found.shown
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -74,18 +127,34 @@ def test_the_residual_is_that_of_a_two_way_analysis_of_variance() -> None:
     rng = np.random.default_rng(1)
     table = rng.normal(0, 0.5, (4, 6)) + rng.normal(0, 9, (4, 1)) + rng.normal(0, 9, (1, 6))
     rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    sd, degrees = residual_sd([by_seed(row) for row in table])
-    assert degrees == 3 * 5
-    assert sd == pytest.approx(math.sqrt((rest**2).sum() / 15))
+    found = common_spread([by_seed(row) for row in table])
+    assert found.degrees == 3 * 5
+    assert found.sd == pytest.approx(math.sqrt((rest**2).sum() / 15))
+    assert found.alike_p == pytest.approx(stats.levene(*rest, center='mean').pvalue)
     # Of two cells it is the paired differences' SD over the root of 2.
-    sd, degrees = residual_sd([by_seed(row) for row in table[:2]])
-    assert (sd, degrees) == (pytest.approx((table[0] - table[1]).std(ddof=1) / math.sqrt(2)), 5)
+    found = common_spread([by_seed(row) for row in table[:2]])
+    expected = (table[0] - table[1]).std(ddof=1) / math.sqrt(2)
+    assert (found.sd, found.degrees) == (pytest.approx(expected), 5)
+    assert math.isnan(found.alike_p)
+    assert not found.uneven
 
 
 def test_seeds_without_a_pair_and_single_values_leave_no_residual() -> None:
-    assert residual_sd([{0: 1.0, 1: 3.0, 7: 5.0}, {0: 2.0, 1: 4.5}])[1] == 1
+    assert common_spread([{0: 1.0, 1: 3.0, 7: 5.0}, {0: 2.0, 1: 4.5}]).degrees == 1
     for cells in ([], [{}], [{0: 1.0}, {0: 2.0}], [{0: 1.0, 1: 2.0}]):
-        assert math.isnan(residual_sd(cells)[0])
+        assert math.isnan(common_spread(cells).sd)
+
+
+def test_a_cell_that_spreads_more_than_the_others_is_noticed() -> None:
+    rng = np.random.default_rng(8)
+    noticed = dict.fromkeys((1, 5), 0)
+    for scale in noticed:
+        for _ in range(300):
+            table = rng.normal(0, 1, (11, 5)) + rng.normal(0, 1, 5)
+            table[0] += (scale - 1) * rng.normal(0, 1, 5)
+            noticed[scale] += common_spread([by_seed(row) for row in table]).uneven
+    assert noticed[5] > 0.8 * 300
+    assert noticed[1] < 0.25 * 300
 
 
 def test_a_contrast_spreads_as_simulated_ones_do() -> None:
@@ -94,85 +163,3 @@ def test_a_contrast_spreads_as_simulated_ones_do() -> None:
     for of, to in (('a', 'b'), ('abc', 'd'), ('ab', 'cd'), ('ab', 'a')):
         means = [np.mean([values[name] for name in side], axis=0) for side in (of, to)]
         assert contrast_factor(of, to) == pytest.approx((means[0] - means[1]).std(), rel=0.02)
-
-
-@pytest.mark.parametrize('count', [3, 5, 10])
-def test_the_power_is_that_of_simulated_t_tests(count: int) -> None:
-    smallest = smallest_difference(0.7, count)
-    assert power_of(smallest, 0.7, count) == pytest.approx(0.8, abs=1e-4)
-    rng = np.random.default_rng(count)
-    samples = rng.normal(smallest, 0.7, (20_000, count))
-    rejected = stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05
-    assert rejected.mean() == pytest.approx(0.8, abs=0.01)
-
-
-@pytest.mark.parametrize('count', [2, 4, 30, 1000])
-def test_the_power_is_the_noncentral_t_distributions(count: int) -> None:
-    for difference in (0.05, 0.5, 1.0):
-        critical, shift = stats.t.ppf(0.975, count - 1), difference * count**0.5
-        expected = stats.nct.sf(critical, count - 1, shift) + stats.nct.cdf(
-            -critical, count - 1, shift
-        )
-        assert power_of(difference, 1.0, count) == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_power_without_a_difference_is_the_level() -> None:
-    assert power_of(0.0, 1.0, 6) == pytest.approx(0.05)
-
-
-def test_the_seeds_needed_are_the_fewest() -> None:
-    needed = pairs_needed(0.6, 0.5)
-    assert smallest_difference(0.6, needed) <= 0.5 < smallest_difference(0.6, needed - 1)
-    assert pairs_needed(0.001, 0.5) == 2
-    assert pairs_needed(1.0, 1e-9, most=50) == 50
-
-
-def test_explained_variance_is_scipys() -> None:
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=12)
-    y = 3 - 2 * x + rng.normal(size=12)
-    found = explain(x, y)
-    expected = stats.linregress(x, y)
-    assert found.r_squared == pytest.approx(expected.rvalue**2)
-    assert (found.slope, found.intercept) == pytest.approx((expected.slope, expected.intercept))
-    low, high = found.interval
-    assert 0 <= low < found.r_squared < high <= 1
-    assert found.slope_interval[1] < 0
-    again = explain(x, y)
-    assert again.interval == found.interval
-
-
-def test_the_bootstrap_is_scipys() -> None:
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=14)
-    y = x + rng.normal(size=14)
-    expected = stats.bootstrap(
-        (x, y),
-        lambda x, y: stats.linregress(x, y).rvalue ** 2,
-        paired=True,
-        vectorized=False,
-        method='percentile',
-        n_resamples=1500,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    assert explain(x, y).interval == pytest.approx((expected.low, expected.high), abs=0.04)
-
-
-def test_too_few_or_constant_points_explain_nothing() -> None:
-    assert explain([1, 2], [1, 2]) is None
-    assert explain([1, 1, 1], [1, 2, 3]) is None
-    assert explain([1, 2, 3], [2, 2, 2]) is None
-    assert explain([1, 2, 4], [1, 2, 3]).interval is None
-
-
-def test_predictors_are_compared_on_the_same_resamples() -> None:
-    rng = np.random.default_rng(4)
-    good = rng.normal(size=15)
-    y = good + 0.2 * rng.normal(size=15)
-    bad = rng.normal(size=15)
-    mean, interval = difference_of_explained(explain(good, y), explain(bad, y))
-    assert mean > 0
-    assert 0 < interval[0] < mean < interval[1]
-    same, interval = difference_of_explained(explain(good, y), explain(2 * good + 1, y))
-    assert same == pytest.approx(0)
-    assert interval == pytest.approx((0, 0))

@@ -9,12 +9,13 @@ from pathlib import Path
 import made_up
 import pytest
 
-from calkd_det.commands.study.report import NOT_YET, PARTS, differences, explained, write_reports
+from calkd_det.commands.study.power import smallest_difference
+from calkd_det.commands.study.report import NOT_YET, PARTS, write_reports
+from calkd_det.commands.study.results import find
 from calkd_det.commands.study.rows import append_row
 from calkd_det.commands.study.selection import select
 from calkd_det.commands.study.settings import Study
-from calkd_det.commands.study.statistics import residual_sd, smallest_difference
-from calkd_det.commands.study.wording import excludes_zero, points
+from calkd_det.commands.study.wording import points
 from calkd_det.errors import CalKDError, ConfigError
 
 GAINS = {
@@ -57,12 +58,11 @@ def test_the_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     mean = 100 * sum(values.values()) / 5
     assert cells(tables, 'calibrated, T = 1')[1:3] == ['1', '5 of 5']
     assert cells(tables, 'calibrated, T = 1')[3].startswith(f'{mean:.1f} (')
-    found = differences(select(study))
-    gain = found['calibrated, T = 1 − alone']
+    found = find(select(study))
+    gain = found.differences['calibrated, T = 1 − alone']
     shown = cells(tables, 'calibrated, T = 1 − alone')
     assert shown[1] == f'+{100 * gain.mean:.2f}'
-    sd, _ = residual_sd([select(study).values(name) for name in study.cells])
-    told = 100 * smallest_difference(2**0.5 * sd, 5)
+    told = 100 * smallest_difference(2**0.5 * found.spread.sd, 5, 6)
     assert shown[3:] == ['5 of 5', '< 0.001', f'{told:.2f}', 'higher']
     # Fitted T with its interval, held out and on the teacher's own images.
     assert cells(tables, 'over-confident')[1:5] == [
@@ -77,24 +77,23 @@ def test_the_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     assert 'device: abacus' in runs
 
 
-def test_a_difference_is_claimed_only_where_its_interval_leaves_zero_out(tmp_path: Path) -> None:
+def test_a_difference_is_claimed_only_where_its_corrected_p_value_allows_it(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     made_up.write_rows(study, GAINS, noise=0.003)
     write_reports([study])
     answer = block(study, 'answer')
     lines = answer.splitlines()
-    for comparison, found in zip(study.comparisons, differences(select(study)).values()):
+    tests = find(select(study)).differences.values()
+    for comparison, found in zip(study.comparisons, tests):
         (line,) = (line for line in lines if f'({points(found.mean)} points' in line)
         claims = '**higher**' in line or '**lower**' in line
-        assert claims == excludes_zero(found.interval)
+        assert claims == (found.adjusted_p < 0.05)
         assert claims != ('**no difference shown**' in line)
         assert comparison.of[0] in line
-    claimed = [excludes_zero(d.interval) for d in differences(select(study)).values()]
-    assert True in claimed
-    assert False in claimed
+    assert {found.shown for found in tests} == {True, False}
     assert 'over-confident is **over-confident** on held-out images' in answer
     assert 'calibrated: neither over- nor under-confidence shown' in answer
-    assert re.search(r'\d of the 3 intervals leave zero out', answer)
+    assert re.search(r'all 3 tests of this study, \d of which', answer)
     told = r'\d\.\d\d points for two single cells with 5 seeds \(0\.5 points would take \d+\)'
     assert re.search(told, answer)
 
@@ -205,7 +204,11 @@ def test_students_are_explained_by_their_teachers(tmp_path: Path) -> None:
         for seed in study.cells[f'by {name}'].seeds:
             mean = 0.2 - 0.5 * ece + 0.002 * (number * 5 % 3) + 0.001 * seed
             append_row(study.results, made_up.student_row(f'by {name}', seed, mean, name, 1.0))
-    fits = explained(select(study))
+    found = find(select(study))
+    fits = found.relations
+    # No test is corrected for itself alone.
+    assert len(found.tests) == 8
+    assert fits['mAP'].adjusted_p > fits['mAP'].p_value
     assert fits['ECE'].r_squared > 0.95
     assert fits['ECE'].slope == pytest.approx(-0.5, abs=0.05)
     assert fits['mAP'].r_squared < 0.5
@@ -219,7 +222,7 @@ def test_students_are_explained_by_their_teachers(tmp_path: Path) -> None:
     assert cells(table, 'ECE')[1] == f'{fits["ECE"].r_squared:.2f}'
 
 
-def test_too_few_teachers_get_no_interval(tmp_path: Path) -> None:
+def test_too_few_teachers_get_no_line(tmp_path: Path) -> None:
     study = across_study(tmp_path, 4)
     for number in range(4):
         name = f't{number}'
@@ -228,7 +231,7 @@ def test_too_few_teachers_get_no_interval(tmp_path: Path) -> None:
         append_row(study.results, made_up.student_row(f'by {name}', 0, 0.1 * number, name, 1.0))
     write_reports([study])
     answer = block(study, 'answer')
-    assert 'too few teachers for an interval' in answer
+    assert 'too few teachers or seeds' in answer
     assert '**' not in answer.replace('**Unfinished: 4 of 20 student runs.**', '')
 
 
