@@ -33,7 +33,8 @@ def fill_blocks(page: str, blocks: Mapping[str, str]) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, aligned so that it also reads as text; its head is first."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    # A column that is aligned to the right has a rule of two signs at least.
+    widths = [max(2, *map(len, column)) for column in zip(*rows)]
     rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
     aligned = [
         [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calkd_det.commands.pages import fill_blocks
+from calkd_det.commands.pages import fill_blocks, table
 from calkd_det.errors import CalKDError
 
 PAGE = 'Before\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nAfter <!-- begin b --><!-- end b -->\n'
@@ -23,3 +23,9 @@ def test_blocks_are_filled_and_the_rest_is_kept() -> None:
 def test_a_block_must_be_there_once(page: str) -> None:
     with pytest.raises(CalKDError, match='must have one <!-- begin a -->'):
         fill_blocks(page, {'a': 'new'})
+
+
+def test_a_column_of_one_character_has_a_valid_rule() -> None:
+    """GitHub's Markdown takes a rule of at least one hyphen, beside the colon of its alignment."""
+    lines = table([['a', 'T'], ['b', '1']]).splitlines()
+    assert lines == ['| a  |  T |', '| -- | -: |', '| b  |  1 |']

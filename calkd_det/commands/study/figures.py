@@ -95,24 +95,24 @@ def plot_across(
     Returns:
         A figure.
     """
-    figure = _figure(11.5, 6.6)
+    figure = _figure(12.5, 6.6)
     columns = max(1, math.ceil((len(predictors) - 1) / 2))
     grid = figure.add_gridspec(2, columns + 2)
-    places = [grid[:, :2], *(grid[i // columns, 2 + i % columns] for i in range(len(predictors)))]
+    places = [
+        grid[:, :2],
+        *(grid[i // columns, 2 + i % columns] for i in range(len(predictors) - 1)),
+    ]
     for (name, values), place in zip(predictors.items(), places):
         ax = figure.add_subplot(place)
         large = place is places[0]
         names = [teacher for teacher in students if teacher in values]
+        means: dict[str, float] = {}
         for teacher in names:
             mean, interval = mean_interval(_percents(students[teacher]))
             if interval is not None:
                 ax.plot([values[teacher]] * 2, interval, color='#9db8cc', lw=0.9, zorder=1)
             ax.plot(values[teacher], mean, 'o', color=COLOURS[0], ms=6 if large else 4)
-            if large:
-                ax.annotate(
-                    teacher, (values[teacher], mean), xytext=(5, 4), textcoords='offset points',
-                    fontsize=7, color=GREY,
-                )  # fmt: skip
+            means[teacher] = mean
         fit = fits.get(name)
         title = name
         if fit is not None:
@@ -123,6 +123,7 @@ def plot_across(
         ax.set_xlabel(f"teacher's {name}, %", fontsize=10 if large else 8)
         if large:
             ax.set_ylabel("student's mAP, %: mean over seeds, 95 % interval")
+            _name_at_the_side(ax, {teacher: (values[teacher], means[teacher]) for teacher in names})
         _strip(ax)
     return figure
 
@@ -176,6 +177,34 @@ def plot_reliabilities(diagrams: Mapping[str, Reliability]) -> Figure:
     rows[1][0].set_ylabel('samples')
     draw_legend(figure)
     return figure
+
+
+def _name_at_the_side(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write the names of points to the right of a panel, one above the other, lines to them."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high)
+    gap = (high - low) * min(0.04, 1 / max(1, len(points) - 1))
+    names = sorted(points, key=lambda name: points[name][1])
+    places: list[float] = []
+    for name in names:
+        places.append(max(points[name][1], places[-1] + gap if places else low))
+    ceiling = high
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], ceiling)
+        ceiling = places[i] - gap
+    for name, place in zip(names, places):
+        ax.annotate(
+            name,
+            points[name],
+            xytext=(1.04, place),
+            textcoords=ax.get_yaxis_transform(),
+            va='center',
+            fontsize=8,
+            color=INK,
+            arrowprops=dict(
+                arrowstyle='-', color='#c9c9c9', lw=0.7, relpos=(0, 0.5), shrinkA=1, shrinkB=4
+            ),
+        )
 
 
 def _draw_difference(ax: Axes, place: float, found: PairedDifference, *, vertical: bool) -> None:
