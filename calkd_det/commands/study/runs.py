@@ -11,11 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
+import calkd_det.detectors
 from calkd_det.commands.study.settings import Cell, Detector, Study
 from calkd_det.config import merge_options, read_config
 from calkd_det.datasets.mini import GENERATOR_VERSION
+from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
 
 HASH_LENGTH = 12
@@ -128,11 +131,7 @@ def student_config(
     options = cfg.model.get('teacher') or {}
     cfg.model.teacher = None
     cfg.model.distillation = None
-    if not str(cfg.model.type).startswith('CalKD'):
-        raise ConfigError(
-            f'study.student.config: model.type is {cfg.model.type!r}: name a distilled detector, '
-            f"'CalKD{cfg.model.type}'"
-        )
+    _check_distilled(cfg.model.get('type'))
     if cell.teacher is not None:
         # Other options of the teacher, such as its precision, stay the config's.
         kept = {k: v for k, v in options.items() if k not in ('config', 'checkpoint', '_delete_')}
@@ -142,6 +141,26 @@ def student_config(
         }  # fmt: skip
         cfg.model.distillation = copy.deepcopy(cell.loss)
     return cfg
+
+
+def _check_distilled(kind: Any) -> None:
+    """Check that the student's model type is a distilled detector, by its class.
+
+    Raises:
+        ConfigError: It is another one, or is not registered.
+    """
+    key = 'study.student.config: model.type'
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not isinstance(cls, type):
+        raise ConfigError(
+            f'{key}: nothing is registered as {kind!r}; does custom_imports of the config name the '
+            'module that registers it?'
+        )
+    if not issubclass(cls, DistillationMixin):
+        name = cls.__name__
+        known = sorted(set(calkd_det.detectors.__all__) - {'DistillationMixin'})
+        hint = f"'CalKD{name}'" if f'CalKD{name}' in known else f'such as {", ".join(known)}'
+        raise ConfigError(f'{key} is {name!r}: name a distilled detector, {hint}')
 
 
 def _teacher_run(study: Study, name: str) -> Run:

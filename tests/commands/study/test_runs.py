@@ -138,6 +138,35 @@ def test_wrong_detectors_are_named(tmp_path: Path) -> None:
         runs_of(tmp_path, student=dict(name='s', config=distilled, cfg_options=options))
 
 
+def test_a_distilled_detector_is_known_by_its_class(tmp_path: Path) -> None:
+    """Neither a name that begins with CalKD nor one that does not says what a class is."""
+    (tmp_path / 'my_detectors.py').write_text(
+        'from mmdet.models import FasterRCNN\n'
+        'from mmdet.registry import MODELS\n'
+        'from calkd_det.detectors import CalKDFasterRCNN\n'
+        'class Mine(CalKDFasterRCNN): pass\n'
+        'class CalKDLookalike(FasterRCNN): pass\n'
+        'for cls in (Mine, CalKDLookalike): MODELS.register_module(module=cls, force=True)\n'
+    )
+
+    def runs(name: str) -> list[Run]:
+        config = tmp_path / f'{name}.py'
+        config.write_text(
+            f'_base_ = {made_up.content(tmp_path)["student"]["config"]!r}\n'
+            'import sys\n'
+            f'sys.path.insert(0, {str(tmp_path)!r})\n'
+            "custom_imports = dict(imports=['calkd_det', 'my_detectors'])\n"
+            f'model = dict(type={name!r})\n'
+        )
+        return runs_of(tmp_path, student=dict(name='s', config=str(config)))
+
+    assert len(runs('Mine')) == 37
+    with pytest.raises(ConfigError, match="is 'CalKDLookalike': name a distilled detector, such"):
+        runs('CalKDLookalike')
+    with pytest.raises(ConfigError, match="nothing is registered as 'CalKDNoSuch'"):
+        runs('CalKDNoSuch')
+
+
 def test_a_teachers_config_is_plain(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     cfg = teacher_config(study, study.teachers['over-confident'])
