@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mmdet
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 
 from calkd_det.commands.engine import Command, Job, JobFailed
@@ -28,6 +30,7 @@ from calkd_det.commands.study.state import (
     rows_of,
 )
 from calkd_det.errors import ConfigError, TeacherError
+from calkd_det.evaluation import UnroundedCocoMetric
 from calkd_det.hooks.run_fingerprint import FINGERPRINT_FILE
 from calkd_det.measurement.held_out import annotation_file, sha256_of
 from calkd_det.measurement.json_file import read_json, write_json
@@ -38,7 +41,6 @@ MEASURED = 'measured.json'
 LOG = 'run.log'
 LOCK = 'lock'
 LOCK_SECONDS = 10
-METRICS = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'AP75': 'coco/bbox_mAP_75'}
 CALIBRATION = ('nll', 'ece', 'ece_over', 'ece_under', 'ace')
 MEASURE = ('-m', 'calkd_det.measurement.teacher_calibration')
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
@@ -103,7 +105,8 @@ def _do_teacher(
         'checkpoint_sha256': sha256_of(checkpoint) if checkpoint.is_file() else None,
     }
     append_row(run.study.results, row)
-    if known and (known['metrics'] != row['metrics'] or known['calibration'] != measured):
+    same = known is None or _same_figures(known['metrics'], row['metrics'])
+    if known and not (same and known['calibration'] == measured):
         raise TeacherError(
             f'was trained again, as its weights were gone, and came out otherwise than its row in '
             f"'{run.study.results}' says (another machine or version?): remove that row and those "
@@ -157,6 +160,10 @@ def _train(run: Run, cfg: Config, lock: int, given: str | None = None) -> Timed:
     folder = run.folder
     if not run.study.resume:
         _empty(folder)
+    # How figures are written decides nothing of the run, so it is no part of its hash.
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = _unrounded(cfg[key])
     cfg.dump(folder / CONFIG)
     launch, launcher = [sys.executable], []
     if run.study.gpus_per_run > 1:
@@ -196,7 +203,13 @@ def _row(run: Run, device: str, seconds: float, metrics: Mapping[str, float]) ->
 
 
 def _metrics(run: Run) -> dict[str, float]:
-    """Return COCO's figures of the last epoch, which mmdet's train.py evaluates when it ends."""
+    """Return the figures of the last epoch, which mmdet's train.py evaluates when it ends.
+
+    A teacher needs its mAP alone.
+
+    Raises:
+        JobFailed: The evaluators gave no such figure.
+    """
     tested = [path for path in run.folder.glob('*/*.json') if path.stem == path.parent.name]
     if tested:
         newest = max(tested, key=lambda path: path.name)
@@ -209,8 +222,32 @@ def _metrics(run: Run) -> dict[str, float]:
         raise JobFailed(
             'was not evaluated: its config needs val_dataloader, val_evaluator and val_cfg'
         )
-    # CocoMetric gives no figure at all where nothing was detected.
-    return {name: found[-1].get(key, 0.0) for name, key in METRICS.items()}
+    wanted, given = run.study.metrics, found[-1]
+    for name, key in wanted.items():
+        if key not in given and (run.kind == 'student' or name == 'mAP'):
+            figures = sorted(figure for figure in given if '/' in figure)
+            raise JobFailed(
+                f'study.metrics.{name}: its evaluators gave no {key!r}, but {", ".join(figures)}'
+            )
+    return {name: given[key] for name, key in wanted.items() if key in given}
+
+
+def _unrounded(evaluator: Any) -> Any:
+    """Return an evaluator's config, or a list of them, with CocoMetric's figures in full."""
+    if isinstance(evaluator, (list, tuple)):
+        return [_unrounded(part) for part in evaluator]
+    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric', CocoMetric):
+        return evaluator
+    return {**evaluator, 'type': UnroundedCocoMetric.__name__}
+
+
+def _same_figures(known: Mapping[str, float], new: Mapping[str, float]) -> bool:
+    """Return whether figures are the same; earlier rows were rounded to three digits."""
+    return all(
+        abs(value - new[name]) <= (5.001e-4 if value == round(value, 3) else 0)
+        for name, value in known.items()
+        if name in new
+    )
 
 
 def _data_digest(run: Run) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from calkd_det.commands.study.relations import Relation, Rivalry, compare_predictors, relate
 from calkd_det.commands.study.selection import Selection
-from calkd_det.commands.study.settings import FITTED, Comparison
+from calkd_det.commands.study.settings import Comparison
 from calkd_det.commands.study.statistics import (
     FEWEST_SEEDS,
     PairedDifference,
@@ -166,7 +166,7 @@ def temperature_series(selection: Selection) -> dict[str, dict[float, dict[int, 
     """Return mAP by teacher, T and seed."""
     series: dict[str, dict[float, dict[int, float]]] = {}
     for cell in selection.study.cells.values():
-        if cell.teacher is not None and cell.temperature != FITTED:
+        if isinstance(cell.temperature, float):
             values = selection.values(cell.name)
             if values:
                 series.setdefault(cell.teacher, {})[float(cell.temperature)] = values

@@ -125,7 +125,7 @@ def student_config(
         seed: Of the training.
         teacher: The path of the teacher's config.
         checkpoint: The path of its weights.
-        temperature: T.
+        temperature: T; of no use for a cell with a calibrator.
     """
     cfg = _prepared(study, study.student, seed)
     options = cfg.model.get('teacher') or {}
@@ -135,7 +135,9 @@ def student_config(
     if cell.teacher is not None:
         # Other options of the teacher, such as its precision, stay the config's.
         kept = {k: v for k, v in options.items() if k not in ('config', 'checkpoint', '_delete_')}
-        calibrator = dict(type='TemperatureScaling', temperature=temperature)
+        calibrator = copy.deepcopy(cell.calibrator)
+        if calibrator is None:
+            calibrator = dict(type='TemperatureScaling', temperature=temperature)
         cfg.model.teacher = {
             **kept, 'config': teacher, 'checkpoint': checkpoint, 'calibrator': calibrator
         }  # fmt: skip

@@ -45,8 +45,20 @@ class Selection:
         ]
 
     def values(self, cell: str, metric: str = 'mAP') -> dict[int, float]:
-        """Return a metric of a cell by seed, in [0, 1]."""
-        return {seed: row['metrics'][metric] for seed, row in sorted(self.cells[cell].items())}
+        """Return a metric of a cell by seed, in [0, 1].
+
+        Raises:
+            ConfigError: A row does not have it.
+        """
+        rows = dict(sorted(self.cells[cell].items()))
+        for row in rows.values():
+            if metric not in row['metrics']:
+                raise ConfigError(
+                    f'study.metrics names {metric!r}, but the row {row["hash"]} of {cell!r} in '
+                    f"'{self.study.results}' has only {', '.join(row['metrics'])}: remove that "
+                    'row, and its run is done again, or the metric'
+                )
+        return {seed: row['metrics'][metric] for seed, row in rows.items()}
 
     def sides(self, comparison: Comparison) -> tuple[dict[int, float], dict[int, float]]:
         """Return the mean mAP of both sides of a comparison, by seed.

@@ -13,6 +13,8 @@ from calkd_det.errors import ConfigError, did_you_mean
 FITTED = 'fitted'
 FIGURES = ('temperature', 'paired', 'across', 'reliability')
 Temperature = Union[float, str, None]
+# Figures of a row by name, and what mmdet's CocoMetric calls them.
+METRICS = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'AP75': 'coco/bbox_mAP_75'}
 T = TypeVar('T')
 
 
@@ -73,9 +75,11 @@ class Cell:
     Attributes:
         name: in tables and figures.
         teacher: name of a teacher; None for the student alone.
-        temperature: the teacher's T, or ``'fitted'``; None for the student alone.
-        loss: config of the distillation loss; None for the student alone.
+        temperature: the teacher's T, or ``'fitted'``; None for the student alone and for a cell
+            with a calibrator.
+        loss: config of the distillation loss, or of several by name; None for the student alone.
         seeds: of its runs.
+        calibrator: config of the teacher's calibrator in place of a T.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Cell:
     temperature: Temperature
     loss: dict[str, Any] | None
     seeds: tuple[int, ...]
+    calibrator: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Study:
         comparisons: what is reported, in order.
         figures: of :data:`FIGURES`.
         reliability: the teachers whose diagrams are drawn, at most two.
+        metrics: the figures of a row by name, each with its key in the evaluators' output.
+            Comparisons are of ``mAP``.
         target: the difference in points that should be told from zero.
         deterministic: of mmengine's ``randomness``.
         resume: go on with an interrupted training from its last checkpoint; else start it over.
@@ -128,6 +135,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     figures: tuple[str, ...]
     reliability: tuple[str, ...]
+    metrics: dict[str, str]
     target: float
     deterministic: bool
     resume: bool
@@ -141,12 +149,14 @@ class Study:
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """Return what the rows of a cell keep of it; they are found by it."""
-        return {
+        settings = {
             'student': self.student.name,
             'teacher': cell.teacher,
             'temperature': cell.temperature,
             'loss': cell.loss,
         }
+        # Rows were written before there was any calibrator but a T.
+        return settings if cell.calibrator is None else {**settings, 'calibrator': cell.calibrator}
 
 
 _REQUIRED = {'name', 'data', 'student', 'teachers', 'cells', 'seeds'}
@@ -201,6 +211,7 @@ def parse_study(content: Mapping[str, Any]) -> Study:
         comparisons=tuple(_each(content, 'comparisons', _comparison, cells)),
         figures=figures,
         reliability=reliability,
+        metrics=_metrics(content.get('metrics', METRICS)),
         target=check_number(content.get('target', 0.5), 'study.target'),
         deterministic=_flag(content, 'deterministic', True),
         resume=_flag(content, 'resume', False),
@@ -279,31 +290,52 @@ def _detector(value: Any, key: str, *, trained: bool = True) -> Detector:
 
 
 def _cell(value: Any, key: str, teachers: Mapping[str, Detector], seeds: tuple[int, ...]) -> Cell:
-    check_keys(
-        value, key, known={'name', 'teacher', 'temperature', 'loss', 'seeds'}, required={'name'}
-    )
+    known = {'name', 'teacher', 'temperature', 'calibrator', 'loss', 'seeds'}
+    check_keys(value, key, known=known, required={'name'})
     name = _word(value['name'], f'{key}.name')
     own = value.get('seeds')
     seeds = seeds if own is None else _seeds(own, f'{key}.seeds')
     teacher = value.get('teacher')
     if teacher is None:
-        for other in ('temperature', 'loss'):
+        for other in ('temperature', 'calibrator', 'loss'):
             if value.get(other) is not None:
                 raise ConfigError(f'{key}.{other} is set, but {key}.teacher is not: name a teacher')
         return Cell(name, None, None, None, seeds)
     if teacher not in teachers:
         raise ConfigError(f'{key}.teacher: {did_you_mean(str(teacher), teachers)}')
-    temperature = value.get('temperature')
-    if temperature != FITTED:
+    temperature, calibrator = value.get('temperature'), value.get('calibrator')
+    if calibrator is not None:
+        if temperature is not None:
+            raise ConfigError(f'{key} has a temperature and a calibrator: remove one of them')
+        if not isinstance(calibrator, Mapping) or 'type' not in calibrator:
+            raise ConfigError(
+                f"{key}.calibrator must be the config of a calibrator, dict(type='...'), but is "
+                f'{calibrator!r}'
+            )
+        calibrator = dict(calibrator)
+    elif temperature != FITTED:
         temperature = check_number(
-            temperature, f'{key}.temperature', hint=f"or '{FITTED}' for the teacher's own"
+            temperature,
+            f'{key}.temperature',
+            hint=f"or '{FITTED}' for the teacher's own; another calibrator is {key}.calibrator",
         )
     loss = value.get('loss')
     if not isinstance(loss, Mapping):
         raise ConfigError(
-            f"{key}.loss must be the config of a loss such as dict(type='KDLoss'), not {loss!r}"
+            f"{key}.loss must be the config of a loss such as dict(type='KDLoss'), or a dict of "
+            f'several by name as in model.distillation, not {loss!r}'
         )
-    return Cell(name, teacher, temperature, dict(loss), seeds)
+    return Cell(name, teacher, temperature, dict(loss), seeds, calibrator)
+
+
+def _metrics(value: Any) -> dict[str, str]:
+    key = 'study.metrics'
+    if not isinstance(value, Mapping) or 'mAP' not in value:
+        raise ConfigError(
+            f"{key} must be a dict with 'mAP', of which comparisons are, but is {value!r}: write "
+            "dict(mAP='coco/bbox_mAP', ...)"
+        )
+    return {_word(name, key): _word(figure, f'{key}.{name}') for name, figure in value.items()}
 
 
 def _comparison(value: Any, key: str, cells: Mapping[str, Cell]) -> Comparison:

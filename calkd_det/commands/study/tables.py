@@ -10,7 +10,7 @@ from calkd_det.commands.study.relations import Relation
 from calkd_det.commands.study.results import Findings, degrees_per_pair
 from calkd_det.commands.study.rows import Row
 from calkd_det.commands.study.selection import Selection
-from calkd_det.commands.study.settings import FITTED
+from calkd_det.commands.study.settings import FITTED, Cell
 from calkd_det.commands.study.statistics import contrast_factor, mean_interval
 from calkd_det.commands.study.wording import ends, percent, points
 
@@ -18,7 +18,7 @@ from calkd_det.commands.study.wording import ends, percent, points
 def tables(selection: Selection, found: Findings) -> str:
     """Return the tables of cells, comparisons, teachers and what these explain."""
     parts = [
-        'Student, COCO metrics of the last epoch in percent, mean over seeds; in brackets the '
+        'Student, figures of the last epoch in percent, mean over seeds; in brackets the '
         '95 % t interval of the mean.',
         cell_table(selection),
     ]
@@ -52,15 +52,16 @@ TEACHERS_ARE = (
 
 def cell_table(selection: Selection) -> str:
     """Return a table of the cells."""
-    rows = [['cell', 'T', 'seeds', 'mAP', 'AP50', 'AP75']]
+    metrics = selection.study.metrics
+    rows = [['cell', 'T', 'seeds', *metrics]]
     for cell in selection.study.cells.values():
         found = selection.cells[cell.name]
         rows.append(
             [
                 cell.name,
-                '' if cell.teacher is None else _used_temperature(found.values(), cell.temperature),
+                _used_calibrator(cell, found.values()),
                 f'{len(found)} of {len(cell.seeds)}',
-                *(_mean(selection.values(cell.name, name)) for name in ('mAP', 'AP50', 'AP75')),
+                *(_mean(selection.values(cell.name, name)) for name in metrics),
             ]
         )
     return table(rows)
@@ -130,9 +131,13 @@ def relation_table(relations: Mapping[str, Relation | None]) -> str:
     return table(rows)
 
 
-def _used_temperature(rows: Iterable[Row], temperature: float | str) -> str:
-    if temperature != FITTED:
-        return f'{temperature:g}'
+def _used_calibrator(cell: Cell, rows: Iterable[Row]) -> str:
+    if cell.teacher is None:
+        return ''
+    if cell.calibrator is not None:
+        return str(cell.calibrator['type'])
+    if cell.temperature != FITTED:
+        return f'{cell.temperature:g}'
     used = sorted({row['teacher']['T'] for row in rows})
     return 'fitted' + ''.join(f', {value:.2f}' for value in used)
 

@@ -28,7 +28,7 @@ from calkd_det.commands.machine import Machine, look_at_machine
 from calkd_det.commands.study import jobs
 from calkd_det.commands.study.rows import read_rows
 from calkd_det.commands.study.runner import prepare, run_all
-from calkd_det.commands.study.runs import Run, expand
+from calkd_det.commands.study.runs import Run, expand, student_config, teacher_config
 from calkd_det.commands.study.settings import Study
 from calkd_det.commands.study.state import find_run, list_commands, list_runs, look
 from calkd_det.errors import ConfigError
@@ -48,7 +48,8 @@ if pathlib.Path('fail').exists() and pathlib.Path('fail').read_text() in text:
 time.sleep(float(os.environ.get('STAND_IN_SECONDS', 0)))
 log = folder / '20260101' / 'vis_data' / 'scalars.json'
 log.parent.mkdir(parents=True)
-lines = [{'loss': 1.0, 'step': 1}, {'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_50': 0.4, 'step': 2}]
+figures = {'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_50': 0.4, 'coco/bbox_mAP_75': 0.1}
+lines = [{'loss': 1.0, 'step': 1}, {**figures, 'step': 2}]
 log.write_text(''.join(json.dumps(line) + chr(10) for line in lines))
 (folder / 'epoch_2.pth').write_bytes(b'weights')
 (folder / 'last_checkpoint').write_text('/somewhere/epoch_2.pth')
@@ -138,7 +139,7 @@ def test_a_row_tells_of_its_run(study: Study) -> None:
     run(runs)
     rows = {(row['name'], row['seed']): row for row in read_rows(study.results)}
     row = rows['fitted', 1]
-    assert row['metrics'] == {'mAP': 0.2, 'AP50': 0.4, 'AP75': 0.0}
+    assert row['metrics'] == {'mAP': 0.2, 'AP50': 0.4, 'AP75': 0.1}
     assert row['settings'] == {
         'student': 'small',
         'teacher': 'calibrated',
@@ -158,6 +159,75 @@ def test_a_row_tells_of_its_run(study: Study) -> None:
     assert Path(cfg.model.teacher.checkpoint) == fitted.teacher.folder / 'epoch_2.pth'
     assert Path(cfg.model.teacher.config) == fitted.teacher.folder / 'config.py'
     assert cfg.randomness.seed == 1
+
+
+def test_the_figures_that_a_study_names_are_read(study: Study) -> None:
+    made = dataclasses.replace(study, metrics={'mAP': 'coco/bbox_mAP_75', 'again': 'coco/bbox_mAP'})
+    run(expand([made]))
+    assert {str(row['metrics']) for row in read_rows(made.results)} == {
+        str({'mAP': 0.1, 'again': 0.2})
+    }
+
+
+def test_a_figure_that_no_evaluator_gives_is_an_error_not_zero(study: Study, capsys: Any) -> None:
+    made = dataclasses.replace(study, metrics={'mAP': 'lvis/bbox_AP'})
+    with pytest.raises(JobFailed):
+        run(expand([made]))
+    assert (
+        "study.metrics.mAP: its evaluators gave no 'lvis/bbox_AP', but coco/bbox_mAP, "
+        'coco/bbox_mAP_50, coco/bbox_mAP_75'
+    ) in ' '.join(capsys.readouterr().out.split())
+    assert read_rows(made.results) == []
+
+
+def test_figures_that_only_students_have_are_not_asked_of_teachers(study: Study) -> None:
+    train = Path('train.py').read_text()
+    Path('train.py').write_text(
+        train.replace(
+            'lines = [',
+            "if folder.name.startswith('student'):\n"
+            "    figures['calibration/D-ECE_IoU50'] = 0.03\nlines = [",
+        )
+    )
+    metrics = {'mAP': 'coco/bbox_mAP', 'D-ECE': 'calibration/D-ECE_IoU50'}
+    made = dataclasses.replace(study, metrics=metrics)
+    run(expand([made]))
+    found = {row['kind']: row['metrics'] for row in read_rows(made.results)}
+    assert found == {'teacher': {'mAP': 0.2}, 'student': {'mAP': 0.2, 'D-ECE': 0.03}}
+
+
+def test_cocos_figures_are_evaluated_unrounded_and_the_hash_is_the_same(study: Study) -> None:
+    runs = expand([study])
+    run(runs)
+    for found in runs:
+        cfg = Config.fromfile(found.folder / 'config.py')
+        assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'UnroundedCocoMetric'
+        assert student_or_teacher_config(found).val_evaluator.type == 'CocoMetric'
+        cfg.val_evaluator.type = 'CocoMetric'
+        assert cfg.val_evaluator == student_or_teacher_config(found).val_evaluator
+
+
+def student_or_teacher_config(found: Run) -> Config:
+    if found.cell is None:
+        return teacher_config(found.study, found.detector)
+    return student_config(found.study, found.cell, found.seed)
+
+
+def test_a_cell_takes_any_calibrator(study: Study) -> None:
+    calibrator = dict(type='ForegroundBackgroundScaling', temperatures=[1.5, 1.5, 0.9])
+    cell = dataclasses.replace(
+        study.cells['KD'], name='by group', temperature=None, calibrator=calibrator
+    )
+    made = dataclasses.replace(study, cells={'by group': cell})
+    runs = expand([made])
+    run(runs)
+    row = next(row for row in read_rows(made.results) if row['kind'] == 'student')
+    assert row['settings']['calibrator'] == calibrator
+    assert (row['settings']['temperature'], row['teacher']['T']) == (None, None)
+    assert row['teacher']['fitted_T'] == 1.25
+    cfg = Config.fromfile(runs[1].folder / 'config.py')
+    assert cfg.model.teacher.calibrator == calibrator
+    assert {state for _, state in look(runs)} == {'done'}
 
 
 def ends_soon(pid: int) -> bool:
@@ -261,6 +331,20 @@ def test_a_teacher_that_comes_out_otherwise_is_refused(study: Study, capsys: Any
     with pytest.raises(JobFailed):
         run(runs)
     assert 'came out otherwise than its row' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('value', 'same'), [(0.2004, True), (0.2006, False)])
+def test_a_teacher_is_the_same_if_its_rounded_row_is(
+    study: Study, value: float, same: bool
+) -> None:
+    """Rows of earlier versions hold three digits."""
+    runs = expand([study])
+    run(runs[:1])
+    (runs[0].folder / 'epoch_2.pth').unlink()
+    train = Path('train.py').read_text()
+    Path('train.py').write_text(train.replace("'coco/bbox_mAP': 0.2", f"'coco/bbox_mAP': {value}"))
+    with contextlib.nullcontext() if same else pytest.raises(JobFailed):
+        run(runs)
 
 
 def test_a_run_of_another_process_is_left_to_it(study: Study) -> None:

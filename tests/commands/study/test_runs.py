@@ -80,6 +80,15 @@ def test_a_hash_changes_with_what_decides_a_run_and_with_nothing_else(tmp_path: 
     # A teacher's change is one of its students, too.
     assert changed(lambda c: c['teachers'][1].update(seed=9)) == over_confident
     assert changed(lambda c: c['cells'][2].update(temperature=1.1)) == {'calibrated, T = 1'}
+    by_group = dict(type='ForegroundBackgroundScaling')
+
+    def calibrate(content: dict) -> None:
+        del content['cells'][2]['temperature']
+        content['cells'][2]['calibrator'] = by_group
+
+    assert changed(calibrate) == {'calibrated, T = 1'}
+    # What is read of a run decides nothing of it.
+    assert changed(lambda c: c.update(metrics=dict(mAP='coco/segm_mAP'))) == set()
     loss = dict(type='KDLoss', tau=2.0)
     assert changed(lambda c: c['cells'][2].update(loss=loss)) == {'calibrated, T = 1'}
 

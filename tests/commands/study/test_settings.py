@@ -13,6 +13,7 @@ from calkd_det.errors import ConfigError
 
 STUDIES = Path(__file__).resolve().parents[3] / 'configs' / 'studies'
 KD = dict(type='KDLoss')
+BY_GROUP = dict(type='ForegroundBackgroundScaling')
 
 
 def test_a_study_is_read_as_it_is_written(tmp_path: Path) -> None:
@@ -51,6 +52,17 @@ def test_a_study_is_read_as_it_is_written(tmp_path: Path) -> None:
             {'cells': [dict(name='a', teacher='calibrated', temperature=1.0)]},
             'study.cells.0..loss must be the config of a loss',
         ),
+        (
+            {'cells': [dict(name='a', teacher='calibrated', temperature=1.0, calibrator=BY_GROUP)]},
+            'study.cells.0. has a temperature and a calibrator',
+        ),
+        (
+            {'cells': [dict(name='a', teacher='calibrated', calibrator='file.json', loss=KD)]},
+            'study.cells.0..calibrator must be the config of a calibrator',
+        ),
+        ({'cells': [dict(name='a', calibrator=BY_GROUP)]}, 'study.cells.0..calibrator is set, but'),
+        ({'metrics': dict(AP50='coco/bbox_mAP_50')}, "study.metrics must be a dict with 'mAP'"),
+        ({'metrics': dict(mAP=1)}, 'study.metrics.mAP must be a text'),
         ({'comparisons': [dict(of='alone')]}, 'study.comparisons.0..to is missing'),
         ({'comparisons': [dict(of='alone', to='alnoe')]}, "did you mean 'alone'"),
         ({'figures': ['pared']}, "did you mean 'paired'"),
@@ -67,6 +79,21 @@ def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], message: st
         changes = {'comparisons': [], **changes}
     with pytest.raises(ConfigError, match=message):
         made_up.study(tmp_path, **changes)
+
+
+def test_a_cell_takes_a_calibrator_and_several_losses(tmp_path: Path) -> None:
+    losses = dict(cls=KD, feat=dict(type='PKDLoss'))
+    cells = [dict(name='a', teacher='calibrated', calibrator=BY_GROUP, loss=losses)]
+    study = made_up.study(tmp_path, cells=cells, comparisons=[])
+    cell = study.cells['a']
+    assert (cell.temperature, cell.calibrator, cell.loss) == (None, BY_GROUP, losses)
+    assert study.settings(cell)['calibrator'] == BY_GROUP
+
+
+def test_rows_of_cells_with_a_temperature_are_found_as_before(tmp_path: Path) -> None:
+    study = made_up.study(tmp_path)
+    for cell in study.cells.values():
+        assert set(study.settings(cell)) == {'student', 'teacher', 'temperature', 'loss'}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -90,6 +117,9 @@ def test_a_file_without_a_study_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('path', sorted(STUDIES.glob('*.py')), ids=lambda path: path.stem)
 def test_every_shipped_study_is_a_study(path: Path) -> None:
-    study = read_study(path)
-    assert study.name == path.stem
-    assert study.comparisons
+    assert read_study(path).comparisons
+
+
+def test_shipped_studies_have_names_of_their_own() -> None:
+    names = [read_study(path).name for path in STUDIES.glob('*.py')]
+    assert len(set(names)) == len(names) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -143,6 +144,30 @@ def test_prose_around_the_blocks_is_kept(tmp_path: Path) -> None:
     study.page.write_text('# Mine\n')
     with pytest.raises(CalKDError, match='must have one <!-- begin made-up answer -->'):
         write_reports([study])
+
+
+def test_figures_that_a_study_names_are_in_its_table(tmp_path: Path) -> None:
+    metrics = dict(mAP='coco/bbox_mAP', AP75='coco/bbox_mAP_75')
+    study = made_up.study(tmp_path, metrics=metrics, figures=[])
+    made_up.write_rows(study, GAINS)
+    write_reports([study])
+    table = block(study, 'tables')
+    assert cells(table, 'cell') == ['cell', 'T', 'seeds', 'mAP', 'AP75']
+    study = dataclasses.replace(study, metrics={**metrics, 'D-ECE': 'calibration/D-ECE_IoU50'})
+    with pytest.raises(ConfigError, match="names 'D-ECE', but the row alone 0 base of 'alone'"):
+        write_reports([study])
+
+
+def test_two_seeds_claim_nothing(tmp_path: Path) -> None:
+    study = made_up.study(tmp_path, seeds=[0, 1], figures=['paired'])
+    made_up.write_rows(study, GAINS, noise=0)
+    write_reports([study])
+    said = block(study, 'answer')
+    assert '(+2.00 points, not tested, 2 of 2 seeds higher)' in said
+    assert '**higher**' not in said
+    assert cells(block(study, 'tables'), 'calibrated, T = 1 − alone')[2:] == [
+        '', '2 of 2', '', '', 'no'
+    ]  # fmt: skip
 
 
 def test_two_studies_on_one_page(tmp_path: Path) -> None:
