@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Union
 
 import numpy as np
 
@@ -31,6 +32,7 @@ PREDICTORS = {
     'mAP': 'mAP',
     'RoI accuracy': 'mean_accuracy',
 }
+Test = Union[PairedDifference, Relation, Rivalry]
 RIVALS = (('ECE', 'mAP'), ('ECE', 'RoI accuracy'))
 
 
@@ -52,7 +54,7 @@ class Findings:
     rivals: list[Rivalry]
 
     @property
-    def tests(self) -> list[PairedDifference | Relation | Rivalry]:
+    def tests(self) -> list[Test]:
         """Return what has a p-value."""
         found = [*self.differences.values(), *self.relations.values(), *self.rivals]
         return [test for test in found if test is not None and not math.isnan(test.p_value)]
@@ -72,19 +74,13 @@ def find(selection: Selection) -> Findings:
         if difference is not None:
             differences[comparison.name] = difference
     relations, rivals = _relations(selection) if 'across' in selection.study.figures else ({}, [])
-    found = Findings(spread, differences, relations, rivals)
-    tests = found.tests
+    tests = Findings(spread, differences, relations, rivals).tests
     adjusted = {id(test): p for test, p in zip(tests, holm([test.p_value for test in tests]))}
-
-    def corrected(test):
-        known = id(test) in adjusted
-        return dataclasses.replace(test, adjusted_p=adjusted[id(test)]) if known else test
-
     return Findings(
         spread,
-        {name: corrected(test) for name, test in differences.items()},
-        {name: corrected(test) for name, test in relations.items()},
-        [corrected(test) for test in rivals],
+        {name: _corrected(test, adjusted) for name, test in differences.items()},
+        {name: _corrected(test, adjusted) for name, test in relations.items()},
+        [_corrected(test, adjusted) for test in rivals],
     )
 
 
@@ -108,6 +104,13 @@ def degrees_per_pair(selection: Selection, spread: Spread) -> float:
     """Return how many degrees of freedom of the residual each further seed brings."""
     seeds = {seed for rows in selection.cells.values() for seed in rows}
     return spread.degrees / (len(seeds) - 1)
+
+
+def _corrected(test: Test | None, adjusted: Mapping[int, float]) -> Any:
+    """Return a test with its corrected p-value by ``id``; one that has none as it is."""
+    if id(test) not in adjusted:
+        return test
+    return dataclasses.replace(test, adjusted_p=adjusted[id(test)])
 
 
 def _form(alike: Sequence[Comparison]) -> str:

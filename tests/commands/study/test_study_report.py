@@ -9,10 +9,11 @@ from pathlib import Path
 
 import made_up
 import pytest
+from scipy import stats
 
 from calkd_det.commands.study.power import smallest_difference
 from calkd_det.commands.study.report import NOT_YET, PARTS, write_reports
-from calkd_det.commands.study.results import find
+from calkd_det.commands.study.results import find, temperature_shifts
 from calkd_det.commands.study.rows import append_row
 from calkd_det.commands.study.selection import select
 from calkd_det.commands.study.settings import Study
@@ -156,6 +157,37 @@ def test_figures_that_a_study_names_are_in_its_table(tmp_path: Path) -> None:
     study = dataclasses.replace(study, metrics={**metrics, 'D-ECE': 'calibration/D-ECE_IoU50'})
     with pytest.raises(ConfigError, match="names 'D-ECE', but the row alone 0 base of 'alone'"):
         write_reports([study])
+
+
+def test_only_what_the_study_compares_is_shown_in_the_figure_of_temperatures(
+    tmp_path: Path,
+) -> None:
+    comparisons = [dict(of='calibrated, T = 0.5', to='calibrated, T = 1')]
+    study = made_up.study(tmp_path, comparisons=comparisons)
+    made_up.write_rows(study, GAINS)
+    found = find(select(study))
+    shifts = temperature_shifts(select(study), found)
+    assert shifts['calibrated'][0.5] is found.differences['calibrated, T = 0.5 − calibrated, T = 1']
+    assert shifts['calibrated'][0.5].shown
+    assert {t for by_t in shifts.values() for t in by_t} == {0.5, 2.0}
+    other = shifts['calibrated'][2.0]
+    assert other.interval is not None
+    assert not other.shown
+
+
+def test_students_are_averaged_over_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
+    """Else a teacher would gain by the luck of a seed that the others have not run yet."""
+    study = across_study(tmp_path, 6)
+    for number in range(6):
+        name = f't{number}'
+        row = made_up.teacher_row(name, name, 0.2 + 0.01 * number, 1.0, 0.01 * (number + 1))
+        append_row(study.results, row)
+        for seed in range(5 if number == 5 else 3):
+            value = 0.2 + 0.01 * (number * 5 % 3) + 0.1 * seed
+            append_row(study.results, made_up.student_row(f'by {name}', seed, value, name, 1.0))
+    line = find(select(study)).relations['ECE']
+    expected = stats.linregress(range(1, 7), [30 + number * 5 % 3 for number in range(6)])
+    assert line.slope == pytest.approx(expected.slope)
 
 
 def test_two_seeds_claim_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""Count the false claims of the report on simulated studies without any true difference.
+
+From the root of the repository::
+
+    python docs/evidence/null_studies.py
+
+simulates studies of the designs whose rows are kept, tests them as the report does, and writes the
+table into docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from calkd_det.commands.pages import fill_blocks, table
+from calkd_det.commands.study.results import Findings, find
+from calkd_det.commands.study.selection import Selection, select
+from calkd_det.commands.study.settings import read_study
+from calkd_det.commands.study.statistics import SIGNIFICANCE, common_spread
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ('controlled', 'teachers', 'methods')
+COUNT = 1000
+SEED = 0
+NOISE = {False: 'alike', True: "each cell's own"}
+
+
+def selection_of(name: str) -> Selection:
+    """Return the kept rows of a study."""
+    study = read_study(ROOT / 'configs' / 'studies' / f'{name}.py')
+    return select(dataclasses.replace(study, results=ROOT / study.results))
+
+
+def null_findings(
+    selection: Selection, count: int, rng: np.random.Generator, *, own_noise: bool
+) -> Iterator[Findings]:
+    """Simulate studies of the same cells, seeds and teachers, all of whose cells are alike.
+
+    A run's mAP is that of its seed plus normal noise, rounded to three digits as the rows are.
+
+    Args:
+        selection: The rows of a whole study.
+        count: Number of studies.
+        rng: Source of the noise.
+        own_noise: Give each cell the spread of its own residuals in the rows; else all cells have
+            the residual spread of the whole study.
+
+    Yields:
+        What the report would find.
+    """
+    names = list(selection.study.cells)
+    values = np.array([list(selection.values(name).values()) for name in names])
+    by_seed = values.mean(axis=0)
+    residuals = values - by_seed - values.mean(axis=1, keepdims=True) + values.mean()
+    common = common_spread([selection.values(name) for name in names]).sd
+    spread = residuals.std(axis=1, ddof=1) if own_noise else np.full(len(names), common)
+    for _ in range(count):
+        drawn = by_seed + spread[:, None] * rng.standard_normal(values.shape)
+        cells = {
+            name: {
+                seed: {**row, 'metrics': {**row['metrics'], 'mAP': round(float(value), 3)}}
+                for (seed, row), value in zip(sorted(selection.cells[name].items()), of_cell)
+            }
+            for name, of_cell in zip(names, drawn)
+        }
+        yield find(dataclasses.replace(selection, cells=cells))
+
+
+def count_claims(name: str, count: int, seed: int, *, own_noise: bool) -> dict[str, float]:
+    """Return shares of simulated studies of a design.
+
+    Returns:
+        ``tests``: The number of tests of a study. ``false``: The share of studies that claim
+        anything. ``uncorrected``: The same, were p-values not corrected. ``uneven``: The share
+        whose cells are found not to spread alike.
+    """
+    rng = np.random.default_rng(seed)
+    found = list(null_findings(selection_of(name), count, rng, own_noise=own_noise))
+    return {
+        'tests': len(found[0].tests),
+        'false': float(np.mean([any(t.shown for t in one.tests) for one in found])),
+        'uncorrected': float(
+            np.mean([any(t.p_value < SIGNIFICANCE for t in one.tests) for one in found])
+        ),
+        'uneven': float(np.mean([one.spread.uneven for one in found])),
+    }
+
+
+def main() -> None:
+    """Simulate all designs and write the table."""
+    rows = [
+        [
+            *('design', 'noise', 'tests', 'studies with a false claim'),
+            *('without the correction', 'cells found uneven'),
+        ]
+    ]
+    for name in STUDIES:
+        for own_noise, noise in NOISE.items():
+            shares = count_claims(name, COUNT, SEED, own_noise=own_noise)
+            percents = (f'{100 * shares[key]:.1f} %' for key in ('false', 'uncorrected', 'uneven'))
+            rows.append([name, noise, str(shares['tests']), *percents])
+    page = ROOT / 'docs' / 'evidence.md'
+    text = table(rows)
+    page.write_text(fill_blocks(page.read_text('utf-8'), {'null studies': text}), 'utf-8')
+    print(text)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,47 @@
+"""The report's claims on simulated studies without any true difference."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[3] / 'docs' / 'evidence' / 'null_studies.py'
+COUNT = 150
+
+
+@pytest.fixture(scope='module')
+def null_studies() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('null_studies', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['controlled', 'teachers', 'methods'])
+def test_one_study_in_twenty_at_most_makes_a_false_claim(
+    null_studies: ModuleType, name: str
+) -> None:
+    """With a chance of 5 %, 15 of 150 studies or more would do so in less than one case of 100."""
+    shares = null_studies.count_claims(name, COUNT, seed=7, own_noise=False)
+    assert shares['false'] < 15 / COUNT
+    # The simulation would notice: without the correction every fifth study or more does so.
+    assert shares['uncorrected'] > 0.15
+
+
+@pytest.mark.parametrize('own_noise', [False, True])
+def test_simulated_studies_have_the_design_and_the_noise_of_the_rows(
+    null_studies: ModuleType, own_noise: bool
+) -> None:
+    selection = null_studies.selection_of('teachers')
+    rng = null_studies.np.random.default_rng(0)
+    found = list(null_studies.null_findings(selection, 20, rng, own_noise=own_noise))
+    kept = null_studies.find(selection)
+    assert {len(one.tests) for one in found} == {len(kept.tests)} == {21}
+    assert {one.spread.degrees for one in found} == {kept.spread.degrees}
+    spreads = [one.spread.sd for one in found]
+    assert sum(spreads) / 20 == pytest.approx(kept.spread.sd, rel=0.1)
+    assert not any(abs(d.mean) > 0.015 for one in found for d in one.differences.values())
