@@ -9,7 +9,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from calkd_det.calibration.temperature_scaling import Calibrator, read_calibration
+from calkd_det.calibration.calibrator import Calibrator, read_calibration
 from calkd_det.config import check_number
 from calkd_det.errors import ConfigError
 
@@ -18,9 +18,11 @@ _KEY = 'teacher.calibrator.temperatures'
 
 @MODELS.register_module()
 class ClassTemperatureScaling(Calibrator):
-    """Calibrator that divides each class logit by its own temperature T_k, background included.
+    """Calibrator that divides each class's log-probability by its own temperature T_k.
 
-    Unlike one temperature for all it can change the ranking of classes. See
+    The log-probabilities are the log-softmax of the logits, background included. So a constant
+    that is added to all logits changes nothing, as it changes nothing for the softmax. Unlike one
+    temperature for all it can change the ranking of classes. See
     :func:`~calkd_det.calibration.class_temperatures.fit_class_temperatures`.
 
     Args:
@@ -32,6 +34,7 @@ class ClassTemperatureScaling(Calibrator):
             starts, their number is not the teacher's number of logits.
     """
 
+    activation = 'softmax'
     field = 'class_temperatures'
 
     def __init__(self, temperatures: Sequence[float] | str | Path) -> None:
@@ -54,7 +57,7 @@ class ClassTemperatureScaling(Calibrator):
                 f'{_KEY} has {len(self.temperatures)} temperatures, but the teacher has '
                 f'{logits.shape[1]} logits, background included: it was fitted for another one'
             )
-        return logits.float() / self.temperatures.float()
+        return logits.float().log_softmax(dim=1) / self.temperatures.float()
 
     def _set(self, values: Sequence[float], key: str) -> None:
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:

@@ -1,7 +1,8 @@
 """Fits of several temperatures: one for each class, or one for foreground and one for background.
 
-Class k's logit is divided by T_k. This is vector scaling (Guo et al., `On Calibration of Modern
-Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2) without its bias. More parameters
+Class k's log-probability is divided by T_k. This is vector scaling (Guo et al., `On Calibration of
+Modern Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2) without its bias, on the
+log-softmax, so that a constant added to all logits changes nothing. More parameters
 overfit sooner. So a prior draws each T_k towards the one global temperature, and the fit is kept
 only if it lowers the negative log-likelihood of images that it was not fitted to.
 """
@@ -54,8 +55,8 @@ def fit_class_temperatures(
     """Fit a temperature for each class of a softmax head, and fall back if that is no better.
 
     The fit is the maximum a posteriori: it minimises the mean negative log-likelihood of
-    ``softmax(z_k / T_k)``, which is convex in the 1/T_k, with a normal prior of ``ln T_k`` around
-    the global ``ln T``.
+    ``softmax(ln p_k / T_k)``, p the softmax of the logits, which is convex in the 1/T_k, with a
+    normal prior of ``ln T_k`` around the global ``ln T``.
 
     Args:
         logits: Float, shape (N, K); K counts the background.
@@ -145,11 +146,11 @@ def _fit_temperatures(
 def _nll_and_gradient(
     beta: np.ndarray, logits: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[float, np.ndarray]:
-    """Compute the summed NLL of ``softmax(beta_k z_k)`` and its derivative by beta, shape (K,)."""
+    """Compute the summed NLL of ``softmax(beta_k ln p_k)`` and its gradient, shape (K,)."""
     factor = torch.from_numpy(beta).to(logits.device)
     nll, gradient = 0.0, torch.zeros_like(factor)
     for rows in row_chunks(len(labels)):
-        z, y, w = logits[rows].double(), labels[rows], weights[rows]
+        z, y, w = logits[rows].double().log_softmax(dim=1), labels[rows], weights[rows]
         log_p = (z * factor).log_softmax(dim=1)
         index = torch.arange(len(y), device=z.device)
         nll -= float(log_p[index, y] @ w)

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
+from calkd_det.calibration.calibrator import Calibrator, read_calibration
 from calkd_det.config import check_number
-from calkd_det.errors import ConfigError
 
 _KEY = 'teacher.calibrator.temperature'
-SCHEMA_VERSION = 1
-
-
-class Calibrator(nn.Module):
-    """Base class of calibrators, which map class logits to float32 logits of the same shape."""
-
-    def prepare(self) -> None:
-        """Read what :meth:`forward` needs from disk. Called once, when training starts."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 @MODELS.register_module()
@@ -81,41 +68,11 @@ class TemperatureScaling(Calibrator):
 
 
 def read_temperature(path: Path) -> float:
-    """Read ``temperature`` from a calibration file; errors as in :func:`read_calibration`.
+    """Read ``temperature`` from a calibration file.
 
     Raises:
-        ConfigError: Also where it is not a finite number > 0.
+        ConfigError: As in :func:`~calkd_det.calibration.calibrator.read_calibration`, and where it
+            is not a finite number > 0.
     """
     value = read_calibration(path, 'temperature', _KEY)
     return check_number(value, f"{_KEY}: 'temperature' in '{path}'")
-
-
-def read_calibration(path: Path, field: str, key: str) -> Any:
-    """Read one field of a calibration file.
-
-    Args:
-        path: A JSON object with ``field`` and, optionally, ``schema_version``.
-        field: What to read.
-        key: The config key that named the file, for error messages.
-
-    Raises:
-        ConfigError: The file is missing, no JSON object, of a later schema, or lacks the field.
-    """
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{key}: there is no file '{path}' (from {Path.cwd()}); "
-            'give the value itself, or the path of a calibration file'
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{key}: cannot read '{path}' as JSON: {error}") from error
-    if not isinstance(content, dict) or field not in content:
-        raise ConfigError(f"{key}: '{path}' holds no object with the key '{field}'")
-    version = content.get('schema_version', SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{key}: '{path}' has schema_version {version!r}, this CalKD-Det reads "
-            f'{SCHEMA_VERSION}: upgrade it, or write the file again'
-        )
-    return content[field]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calkd_det.calibration.calibrator import SCHEMA_VERSION
 from calkd_det.calibration.class_temperature_scaling import ForegroundBackgroundScaling
 from calkd_det.calibration.diagram import plot_before_after
-from calkd_det.calibration.temperature_scaling import SCHEMA_VERSION
 from calkd_det.measurement.analysis import (
     DISTILLATION,
     METRICS,

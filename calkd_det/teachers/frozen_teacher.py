@@ -42,6 +42,10 @@ from calkd_det.teachers.source import (
 from calkd_det.teachers.stages import check_stages, match_stages
 from calkd_det.teachers.student_fit import match_knowledge
 
+# The logit of a background sample with a low score, and others that tell calibrators apart.
+_LOW_LOGIT = -4.0
+_PROBE_LOGITS = (_LOW_LOGIT, 0.0, 1.0, 4.0)
+
 PRECISIONS = {
     'float32': torch.float32,
     'bfloat16': torch.bfloat16,
@@ -333,7 +337,7 @@ class FrozenTeacher:
             self._log(source, 'asked for features alone, without classes and calibrator')
         else:
             self._log(source, self._describe_classes(student_classes, teacher_classes))
-            if taps.head.activation(detector) == 'sigmoid' and probe.mean() < 1:
+            if taps.head.activation(detector) == 'sigmoid' and probe[0].mean() > _LOW_LOGIT:
                 print_log(
                     f'model.teacher.calibrator: {self.calibrator} makes the teacher less '
                     'confident. Under sigmoid that raises the scores of all background, of which '
@@ -361,15 +365,19 @@ class FrozenTeacher:
         return {**self.__dict__, 'network': None}
 
     def _probe_calibrator(self, detector: nn.Module, head: Tap | None) -> Tensor:
-        """Return the calibrator's logits for logits of one, which tell it from another.
+        """Return the calibrator's logits for a few equal logits, which tell it from another.
+
+        They are empty where there is no head.
 
         Raises:
-            ConfigError: It does not fit the number of the teacher's classes.
+            ConfigError: It does not fit the activation or the number of the teacher's classes.
         """
-        num_logits = 1
-        if head is not None:
-            num_logits = head.num_classes(detector) + (head.activation(detector) == 'softmax')
-        return self.calibrator(torch.ones(1, num_logits))
+        if head is None:
+            return torch.zeros(0)
+        activation = head.activation(detector)
+        self.calibrator.check_head(activation)
+        num_logits = head.num_classes(detector) + (activation == 'softmax')
+        return self.calibrator(torch.tensor(_PROBE_LOGITS).unsqueeze(1).repeat(1, num_logits))
 
     def _describe_classes(
         self, student_classes: Sequence[str] | None, teacher_classes: Sequence[str] | None

@@ -10,15 +10,29 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import nn
 
-from calkd_det.calibration import ClassTemperatureScaling
+from calkd_det.calibration import ClassTemperatureScaling, ForegroundBackgroundScaling
 from calkd_det.errors import ConfigError
 
+CLASSES = [ClassTemperatureScaling, ForegroundBackgroundScaling]
 
-def test_divides_each_logit_by_its_own() -> None:
+
+@pytest.mark.parametrize('cls', CLASSES)
+def test_divides_each_log_probability_by_its_own(cls: type[ClassTemperatureScaling]) -> None:
     logits = torch.randn(5, 3).half()
-    scaled = ClassTemperatureScaling([0.5, 1.0, 2.0])(logits)
+    scaled = cls([0.5, 1.0, 2.0])(logits)
     assert scaled.dtype == torch.float32
-    assert torch.equal(scaled, logits.float() * torch.tensor([2.0, 1.0, 0.5]))
+    probs = logits.double().softmax(dim=1)
+    expected = probs ** torch.tensor([2.0, 1.0, 0.5])
+    expected /= expected.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(scaled.softmax(dim=1).double(), expected)
+
+
+@pytest.mark.parametrize('cls', CLASSES)
+def test_a_constant_added_to_all_logits_changes_nothing(cls: type[ClassTemperatureScaling]) -> None:
+    logits = 4 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    calibrator = cls([0.5, 1.0, 2.0])
+    plain, moved = (calibrator(z).softmax(dim=1) for z in (logits, logits + 30))
+    torch.testing.assert_close(plain, moved, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,4 +84,4 @@ def test_equal_temperatures_are_temperature_scaling(
         detector.init_weights()
         torch.manual_seed(5)
         losses.append(helpers.loss(detector.train(), helpers.batch())['loss_kd'])
-    assert torch.equal(*losses)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

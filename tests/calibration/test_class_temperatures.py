@@ -17,10 +17,13 @@ TRUE = torch.tensor([0.7, 1.0, 2.0, 3.0])
 
 
 def samples(count: int, temperatures: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw logits and labels from softmax(z_k / T_k), ten samples an image."""
+    """Draw logits and labels from softmax(ln p_k / T_k), ten samples an image."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, len(temperatures), generator=generator) * 4
-    labels = torch.multinomial((logits / temperatures).softmax(1), 1, generator=generator)[:, 0]
+    logits = logits.log_softmax(dim=1) + torch.randn(count, 1, generator=generator)
+    labels = torch.multinomial(
+        (logits.log_softmax(1) / temperatures).softmax(1), 1, generator=generator
+    )[:, 0]
     return logits, labels, torch.arange(count) // 10
 
 
@@ -38,7 +41,7 @@ def test_is_the_maximum_a_posteriori_of_its_definition() -> None:
     prior_std = 0.2
     fit = fit_class_temperatures(logits, labels, groups=groups, prior_std=prior_std)
     t = fit_temperature(logits, labels, num_resamples=0).temperature
-    z, y = logits.double().numpy(), labels.numpy()
+    z, y = logits.double().log_softmax(1).numpy(), labels.numpy()
 
     def objective(log_t: np.ndarray) -> float:
         log_p = log_softmax(z / np.exp(log_t), axis=1)
