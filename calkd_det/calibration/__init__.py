@@ -1,5 +1,7 @@
 """Calibration of class logits: calibrators, temperature fits and metrics."""
 
+from calkd_det.calibration.background_bias_scaling import BackgroundBiasScaling
+from calkd_det.calibration.calibrator import Calibrator
 from calkd_det.calibration.class_temperature_scaling import (
     ClassTemperatureScaling,
     ForegroundBackgroundScaling,
@@ -18,18 +20,22 @@ from calkd_det.calibration.reliability import (
     reliability_from_confidences,
 )
 from calkd_det.calibration.scores import brier_score, negative_log_likelihood
+from calkd_det.calibration.sigmoid_scaling import BetaScaling, PlattScaling
 from calkd_det.calibration.temperature import (
     TemperatureAccumulator,
     TemperatureFit,
     fit_temperature,
 )
-from calkd_det.calibration.temperature_scaling import Calibrator, TemperatureScaling
+from calkd_det.calibration.temperature_scaling import TemperatureScaling
 
 __all__ = [
+    'BackgroundBiasScaling',
+    'BetaScaling',
     'Calibrator',
     'ClassTemperatureFit',
     'ClassTemperatureScaling',
     'ForegroundBackgroundScaling',
+    'PlattScaling',
     'Reliability',
     'ReliabilityAccumulator',
     'TemperatureAccumulator',

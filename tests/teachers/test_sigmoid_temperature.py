@@ -1,4 +1,4 @@
-"""T above 1 under sigmoid: allowed, and told."""
+"""Calibrators that raise low scores under sigmoid: allowed, and told."""
 
 from __future__ import annotations
 
@@ -14,11 +14,22 @@ import torch
 CASE = next(case for case in dense_cases.CASES if case.name == 'RetinaNet')
 
 
-@pytest.mark.parametrize(('temperature', 'told'), [(1.5, True), (1.0, False), (0.5, False)])
+@pytest.mark.parametrize(
+    ('calibrator', 'told'),
+    [
+        (dict(type='TemperatureScaling', temperature=1.5), True),
+        (dict(type='TemperatureScaling', temperature=1.0), False),
+        (dict(type='TemperatureScaling', temperature=0.5), False),
+        (dict(type='PlattScaling', a=0.5), True),
+        (dict(type='PlattScaling', a=0.5, b=-3.0), False),
+        (dict(type='BetaScaling', a=0.5, b=2.0), True),
+        (dict(type='BetaScaling', a=2.0, b=0.5), False),
+    ],
+)
 def test_a_less_confident_dense_teacher_is_warned_of(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    temperature: float,
+    calibrator: dict,
     told: bool,
 ) -> None:
     warnings: list[str] = []
@@ -37,7 +48,7 @@ def test_a_less_confident_dense_teacher_is_warned_of(
     cfg.teacher = dict(
         config=dict(model=CASE.teacher.to_dict()),
         checkpoint=str(checkpoint),
-        calibrator=dict(type='TemperatureScaling', temperature=temperature),
+        calibrator=calibrator,
     )
     cfg.distillation = CASE.distillation
     detector = helpers.build(cfg)
