@@ -19,6 +19,12 @@ from calkd_det.calibration.reliability import (
     reliability,
     reliability_from_confidences,
 )
+from calkd_det.calibration.scaling_fits import (
+    ScalingFit,
+    fit_background_bias,
+    fit_beta_scaling,
+    fit_platt_scaling,
+)
 from calkd_det.calibration.scores import brier_score, negative_log_likelihood
 from calkd_det.calibration.sigmoid_scaling import BetaScaling, PlattScaling
 from calkd_det.calibration.temperature import (
@@ -38,13 +44,17 @@ __all__ = [
     'PlattScaling',
     'Reliability',
     'ReliabilityAccumulator',
+    'ScalingFit',
     'TemperatureAccumulator',
     'TemperatureFit',
     'TemperatureScaling',
     'adaptive_ece',
     'brier_score',
     'classwise_ece',
+    'fit_background_bias',
+    'fit_beta_scaling',
     'fit_class_temperatures',
+    'fit_platt_scaling',
     'fit_temperature',
     'foreground_background',
     'negative_log_likelihood',

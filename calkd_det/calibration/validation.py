@@ -82,6 +82,29 @@ def check_targets(
     return labels, weights
 
 
+def check_target_probabilities(targets: Tensor, logits: Tensor, activation: str) -> Tensor:
+    """Return target probabilities as float64 on the device of ``logits``.
+
+    Args:
+        targets: Floating point in [0, 1], shape (N, C). Under softmax the C of a sample sum to 1.
+        logits: Checked logits, shape (N, C).
+        activation: ``'softmax'`` or ``'sigmoid'``.
+
+    Raises:
+        ValueError: Wrong shape, a value out of range, or a sum that is not 1 up to 1e-4.
+    """
+    if targets.shape != logits.shape:
+        raise ValueError(
+            f'target probabilities must have the shape of the logits, {tuple(logits.shape)}, '
+            f'got {tuple(targets.shape)}.'
+        )
+    targets = targets.to(logits.device, torch.float64)
+    _check_rows('target probabilities', (targets >= 0) & (targets <= 1), 'outside [0, 1]')
+    if activation == 'softmax':
+        _check_rows('target probabilities', (targets.sum(1) - 1).abs() < 1e-4, 'do not sum to 1')
+    return targets
+
+
 def check_total_weight(weights: Tensor) -> None:
     """Raise ``ValueError`` if all weights are zero."""
     if not weights.sum() > 0:
