@@ -2,9 +2,9 @@
 
 Class k's log-probability is divided by T_k. This is vector scaling (Guo et al., `On Calibration of
 Modern Neural Networks <https://arxiv.org/abs/1706.04599>`_, section 4.2) without its bias, on the
-log-softmax, so that a constant added to all logits changes nothing. More parameters
-overfit sooner. So a prior draws each T_k towards the one global temperature, and the fit is kept
-only if it lowers the negative log-likelihood of images that it was not fitted to.
+log-softmax, so that a constant added to all logits changes nothing. More parameters overfit sooner.
+So a prior draws each T_k towards the one global temperature, and the fit is kept only if it lowers
+the negative log-likelihood of images that it was not fitted to by more than one standard error.
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from calkd_det.calibration.choice import (
+    Calibration,
+    HeldOutErrors,
+    cross_validate,
+    simplest_within_one_standard_error,
+)
+from calkd_det.calibration.scaling_fits import fit_global_temperature
 from calkd_det.calibration.scores import row_chunks
-from calkd_det.calibration.temperature import DEFAULT_BOUNDS, fit_temperature
+from calkd_det.calibration.temperature import DEFAULT_BOUNDS
 from calkd_det.calibration.validation import check_groups, check_matrix, check_targets
 
 Kept = Literal['classes', 'global', 'identity']
+
+DEFAULT_PRIOR_STD = 0.3
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,10 @@ class ClassTemperatureFit:
 
     Attributes:
         temperatures: T_k of each of the K logits.
-        kept: The candidate of least held-out error. ``'classes'``: temperatures fitted by class.
-            ``'global'``: the global temperature for each class. ``'identity'``: 1 for each class.
+        kept: The simplest candidate within one standard error of the least held-out error, see
+            :func:`~calkd_det.calibration.choice.simplest_within_one_standard_error`.
+            ``'classes'``: temperatures fitted by class. ``'global'``: the global temperature for
+            each class. ``'identity'``: 1 for each class.
         held_out_nll: Mean negative log-likelihood in nats of each candidate, by cross-validation.
     """
 
@@ -48,7 +59,7 @@ def fit_class_temperatures(
     tied: Sequence[int] | None = None,
     weights: Tensor | None = None,
     groups: Tensor | None = None,
-    prior_std: float = 0.3,
+    prior_std: float = DEFAULT_PRIOR_STD,
     num_folds: int = 5,
     seed: int = 0,
 ) -> ClassTemperatureFit:
@@ -83,20 +94,46 @@ def fit_class_temperatures(
     if not prior_std > 0:
         raise ValueError(f'prior_std must be > 0, got {prior_std}.')
 
-    errors = np.zeros(3)
-    for fold in _folds(groups, num_folds, seed):
-        fold_fit = _fit_temperatures(logits[~fold], labels[~fold], weights[~fold], tied, prior_std)
-        ones = np.ones_like(fold_fit[0])
-        errors += [
-            _nll_and_gradient(1 / t, logits[fold], labels[fold], weights[fold])[0]
-            for t in (ones, *fold_fit)
-        ]
+    def fit_all(*samples: Tensor) -> list[Calibration]:
+        fitted = fit_tied_temperatures(*samples, tied, prior_std)
+        return [class_scaling(values) for values in (np.ones(len(tied)), *fitted)]
+
+    errors = cross_validate(
+        fit_all, logits, labels, weights, groups, 'softmax', num_folds=num_folds, seed=seed
+    )
+    fitted = fit_tied_temperatures(logits, labels, weights, tied, prior_std)
+    return choose_class_temperatures(errors, fitted, int(tied.max()) + 1)
+
+
+def choose_class_temperatures(
+    errors: Sequence[HeldOutErrors],
+    fitted: tuple[np.ndarray, np.ndarray],
+    num_distinct: int,
+    *,
+    keep: Kept | None = None,
+) -> ClassTemperatureFit:
+    """Choose between no temperature, the global one and that of each class.
+
+    Args:
+        errors: Held-out errors of the three, in this order.
+        fitted: Those of :func:`fit_tied_temperatures` to all samples.
+        num_distinct: Number of temperatures of the third that can differ.
+        keep: The choice where it is made already; None to choose.
+    """
     names: tuple[Kept, ...] = ('identity', 'global', 'classes')
-    held_out = dict(zip(names, (errors / float(weights.sum())).tolist()))
-    kept = min(names, key=held_out.__getitem__)  # of equal errors the simplest candidate
-    fitted = _fit_temperatures(logits, labels, weights, tied, prior_std)
-    temperatures = dict(zip(names, (np.ones(len(tied)), *fitted)))[kept]
-    return ClassTemperatureFit(tuple(temperatures.tolist()), kept, held_out)
+    if keep is None:
+        chosen = simplest_within_one_standard_error(errors, (0, 1, num_distinct))
+    else:
+        chosen = names.index(keep)
+    temperatures = (np.ones_like(fitted[0]), *fitted)[chosen]
+    held_out = {name: found.mean_nll for name, found in zip(names, errors)}
+    return ClassTemperatureFit(tuple(temperatures.tolist()), names[chosen], held_out)
+
+
+def class_scaling(temperatures: np.ndarray) -> Calibration:
+    """Return the calibration of logits by temperatures of classes, shape (K,), in float64."""
+    factor = torch.from_numpy(1 / temperatures)
+    return lambda logits: logits.double().log_softmax(dim=1) * factor.to(logits.device)
 
 
 def foreground_background(num_logits: int) -> tuple[int, ...]:
@@ -111,20 +148,22 @@ def foreground_background(num_logits: int) -> tuple[int, ...]:
     return (0,) * (num_logits - 1) + (1,)
 
 
-def _folds(groups: Tensor, num_folds: int, seed: int) -> list[Tensor]:
-    ids, position = groups.unique(return_inverse=True)
-    if not 2 <= num_folds <= len(ids):
-        raise ValueError(f'num_folds must be from 2 to the {len(ids)} images, got {num_folds}.')
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-    fold_of_sample = (order % num_folds)[position]
-    return [fold_of_sample == fold for fold in range(num_folds)]
-
-
-def _fit_temperatures(
+def fit_tied_temperatures(
     logits: Tensor, labels: Tensor, weights: Tensor, tied: np.ndarray, prior_std: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the global temperature, repeated for each class, and the class temperatures, (K,)."""
-    t_global = fit_temperature(logits, labels, weights=weights, num_resamples=0).temperature
+    """Fit the global temperature and those of the classes.
+
+    Args:
+        logits: Checked, shape (N, K), as the other arguments, see :func:`fit_class_temperatures`.
+        labels: Shape (N,).
+        weights: float64, shape (N,).
+        tied: Shape (K,).
+        prior_std: Standard deviation of the prior.
+
+    Returns:
+        The global temperature, repeated for each class, and the class temperatures, each (K,).
+    """
+    t_global = fit_global_temperature(logits, labels, weights, 'softmax')
     total = float(weights.sum())
 
     def objective(offset: np.ndarray) -> tuple[float, np.ndarray]:

@@ -70,20 +70,16 @@ def test_foreground_and_background() -> None:
     assert fit.temperatures == pytest.approx([2.0, 2.0, 2.0, 0.8], rel=0.08)
 
 
-def test_falls_back_where_held_out_images_get_worse() -> None:
-    """Over 12 draws of calibrated logits, the kept fit is never worse than T = 1."""
+def test_calibrated_logits_keep_the_identity() -> None:
+    """Of 60 draws of calibrated logits, at least 57 get no temperature."""
     kept = []
-    for seed in range(12):
-        logits, labels, groups = samples(100, torch.ones(4), seed)
-        fit = fit_class_temperatures(logits, labels, groups=groups, prior_std=3.0, num_folds=2)
-        assert fit.held_out_nll[fit.kept] == min(fit.held_out_nll.values())
-        assert fit.held_out_nll[fit.kept] <= fit.held_out_nll['identity']
+    for seed in range(60):
+        logits, labels, groups = samples(400, torch.ones(4), seed)
+        fit = fit_class_temperatures(logits, labels, groups=groups)
         if fit.kept == 'identity':
             assert fit.temperatures == (1.0,) * 4
-        elif fit.kept == 'global':
-            assert len(set(fit.temperatures)) == 1
         kept.append(fit.kept)
-    assert kept.count('identity') >= 3
+    assert kept.count('identity') >= 57
 
 
 def test_weights_are_repeated_samples() -> None:
