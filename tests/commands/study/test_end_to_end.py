@@ -101,6 +101,8 @@ def test_a_study_survives_a_kill_and_makes_its_report(tmp_path: Path) -> None:
     assert [len(found) for found in starts.values()] == [1, 1]
     assert not starts[0] & starts[1]
     assert all(row['fingerprint']['iterations'] == 2 for row in rows if row['kind'] == 'student')
+    figures = [row['metrics']['mAP'] for row in rows]
+    assert any(figure != round(figure, 3) for figure in figures)
     teacher = next(row for row in rows if row['kind'] == 'teacher')
     held_out = teacher['calibration']['held_out']
     assert (held_out['images'], teacher['calibration']['training']['images']) == (8, 8)
