@@ -1,4 +1,4 @@
-"""Fit a detector's temperature on held-out images.
+"""Fit a detector's temperature and other calibrators on held-out images.
 
 Report its calibration before and after. Use images that neither trained the teacher nor judge
 the student: the config's own train and test images are no such, so there is no default.
@@ -23,8 +23,8 @@ from calkd_cli.options import (
 
 EPILOG = """\
 writes, under DIR:
-  temperature.json      for TemperatureScaling(temperature='DIR/temperature.json')
-  report.md             errors before and after, on each set of samples
+  temperature.json      parameters of every calibrator that fits the head, for the config
+  report.md             errors before and after, and which calibrator is recommended
   reliability_*.png     a diagram for each
 """
 

@@ -60,7 +60,7 @@ class Family:
             theta: float64, shape (1, D).
             logits: float64, shape (N, C).
             targets: Target probabilities, float64, shape (N, C).
-            weights: float64, shape (N,).
+            weights: float64, shape (N,); under sigmoid also (N, C).
 
         Returns:
             float64, shapes (N,), (N, D) and (N, D, D).
@@ -124,7 +124,7 @@ class SigmoidFamily(Family):
         for factor, feature in zip(theta.unbind(dim=1), features):
             calibrated += factor if feature is None else factor * feature
         scores = calibrated.sigmoid()
-        weights = weights.unsqueeze(1)
+        weights = weights.unsqueeze(1) if weights.ndim == 1 else weights
         nll = (weights * (F.softplus(calibrated) - targets * calibrated)).sum(dim)
         residual = weights * (scores - targets)
         curvature = weights * scores * (1 - scores)

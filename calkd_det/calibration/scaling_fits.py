@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable
 
 import numpy as np
@@ -52,6 +52,8 @@ class ScalingFit:
             then no minimum.
         intervals: 95 % bootstrap percentile interval of each number; None for lists, with fewer
             than two groups or without resamples.
+        theta: The parameters of all classes, (1, D), and of each class, (C, D), in the order of
+            the family, with 1/T for T; for ``start`` of :func:`fit_streamed`.
     """
 
     parameters: dict[str, float | list[float]]
@@ -59,6 +61,7 @@ class ScalingFit:
     nll_after: float
     at_bound: bool
     intervals: dict[str, tuple[float, float]] | None
+    theta: tuple[np.ndarray, np.ndarray | None] = field(repr=False, compare=False)
 
 
 def fit_platt_scaling(logits: Tensor, labels: Tensor, **options: object) -> ScalingFit:
@@ -160,6 +163,7 @@ def fit_streamed(
     per_class: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    start: tuple[np.ndarray, np.ndarray | None] | None = None,
 ) -> ScalingFit:
     """Fit the parameters of a family to samples that are read once for each Newton step.
 
@@ -170,6 +174,8 @@ def fit_streamed(
         per_class: As for :func:`fit_scaling`.
         num_resamples: As for :func:`fit_scaling`.
         seed: As for :func:`fit_scaling`.
+        start: Where the steps start, as :attr:`ScalingFit.theta` of a fit to part of the samples.
+            A near start saves passes and changes nothing else.
 
     Raises:
         ValueError: There are no samples, or parameters of each class are asked of a softmax head.
@@ -179,7 +185,9 @@ def fit_streamed(
     lower, upper = (np.array(side) for side in zip(*(p.bounds for p in family.parameters)))
     identity = np.array([[p.identity for p in family.parameters]])
     objective = _Objective(family, batches)
-    theta = minimise_convex(objective.all_classes, identity, lower, upper)
+    pooled_start, class_start = (identity, None) if start is None else start
+    theta = minimise_convex(objective.all_classes, pooled_start, lower, upper)
+    by_class = None
     before, after = (float(objective.all_classes(point)[0][0]) for point in (identity, theta))
     intervals = None
     if per_class:
@@ -192,18 +200,21 @@ def fit_streamed(
             value = value + 0.5 * (offset**2).sum(axis=1)
             return value, gradient + offset / std, hessian + np.diag(1 / std**2)
 
-        start = np.repeat(theta, objective.num_classes, axis=0)
-        theta = minimise_convex(penalised, start, lower, upper)
-        after = float(objective.by_class(theta)[0].sum())
+        if class_start is None:
+            class_start = np.repeat(theta, objective.num_classes, axis=0)
+        by_class = minimise_convex(penalised, class_start, lower, upper)
+        after = float(objective.by_class(by_class)[0].sum())
     elif num_resamples > 0:
         intervals = _intervals(objective, theta, (lower, upper), num_resamples, seed)
-    at_bound = (theta >= upper) | ((theta <= lower) & (lower != 0))
+    found = theta if by_class is None else by_class
+    at_bound = (found >= upper) | ((found <= lower) & (lower != 0))
     return ScalingFit(
-        _named(family, theta, per_class),
+        _named(family, found, per_class),
         before / objective.total_weight,
         after / objective.total_weight,
         bool(at_bound.any()),
         intervals,
+        (theta, by_class),
     )
 
 

@@ -1,4 +1,4 @@
-"""Fit a detector's temperature on held-out images."""
+"""Fit the calibrators of a detector on held-out images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from calkd_det.errors import CalKDError
 from calkd_det.measurement.analysis import METRICS, CalibrationResult, analyse
 from calkd_det.measurement.calibration_report import config_lines
 from calkd_det.measurement.collect import collect_samples
+from calkd_det.measurement.comparison_text import recommendation_line
 from calkd_det.measurement.held_out import (
     HeldOutData,
     overlap_warnings,
@@ -101,6 +102,7 @@ def summary(report: CalibrationResult, out: Path) -> str:
         f'{METRICS["ece"]}: {100 * before:.2f} % before, {100 * after:.2f} % after',
         f'{result.num_samples} samples, {result.num_foreground} of them objects, '
         f'of {report.about["data"]["num_images"]} images',
+        *([] if report.comparison is None else [recommendation_line(report.comparison)]),
         *(f'warning: {sentence}' for sentence in report.warnings),
         '',
         'in the config of a student, under model.teacher, one of',

@@ -13,19 +13,18 @@ from torch import Tensor
 from calkd_det.calibration import (
     ClassTemperatureFit,
     ClassTemperatureScaling,
-    ForegroundBackgroundScaling,
     Reliability,
     TemperatureAccumulator,
     TemperatureFit,
     brier_score,
-    fit_class_temperatures,
-    foreground_background,
     negative_log_likelihood,
     reliability_from_confidences,
 )
 from calkd_det.calibration.reliability import top_label
 from calkd_det.calibration.scores import class_scores
 from calkd_det.errors import TeacherError
+from calkd_det.knowledge import Activation
+from calkd_det.measurement.calibrators import CalibratorComparison, compare_calibrators
 from calkd_det.measurement.collect import SampleStore
 
 NUM_BINS = 15
@@ -33,9 +32,6 @@ DISTILLATION = 'distillation'
 
 # Two temperatures disagree if their intervals do not overlap and they differ by this factor.
 DISAGREEMENT_RATIO = 1.25
-
-# Enough for one temperature a class; bounds the memory to 65 MB with 81 logits.
-MAX_CLASS_SAMPLES = 200_000
 
 METRICS = {
     'nll': 'NLL, negative log-likelihood, nats',
@@ -75,6 +71,7 @@ class SetResult:
         before: Errors at T = 1.
         after: Errors at the fitted temperature.
         description: A clause that says what the samples are.
+        activation: That of the head.
     """
 
     num_samples: int
@@ -83,6 +80,7 @@ class SetResult:
     before: Measurement
     after: Measurement
     description: str = ''
+    activation: Activation = 'softmax'
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,15 @@ class CalibrationResult:
     Attributes:
         sets: Results by the name of the set of samples, ``distillation`` first. T is the fit to
             that one.
-        class_fits: Fits of several temperatures to the samples of distillation, by the class of the
-            calibrator.
+        comparison: The calibrators that fit the head, fitted to the samples of distillation; None
+            for a single image.
         about: Plain data on the detector, the data and the run, written to the report as they
             are. It has ``teacher`` with ``config`` and ``data`` with ``num_images``.
         warnings: Sentences on what speaks against the use of T.
     """
 
     sets: dict[str, SetResult]
-    class_fits: dict[type[ClassTemperatureScaling], ClassTemperatureFit]
+    comparison: CalibratorComparison | None
     about: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -108,6 +106,11 @@ class CalibrationResult:
     def fit(self) -> TemperatureFit:
         """The fit to the samples of distillation."""
         return self.sets[DISTILLATION].fit
+
+    @property
+    def class_fits(self) -> dict[type[ClassTemperatureScaling], ClassTemperatureFit]:
+        """Fits of several temperatures by the calibrator; empty for sigmoid heads."""
+        return {} if self.comparison is None else self.comparison.class_fits
 
 
 def analyse(
@@ -150,37 +153,8 @@ def analyse(
         for name, result in sets.items()
         if name != DISTILLATION and disagree(distillation_fit, result.fit)
     ]
-    class_fits = fit_class_calibrators(stores[DISTILLATION], seed=seed)
-    return CalibrationResult(sets, class_fits, dict(about), tuple(all_warnings))
-
-
-def fit_class_calibrators(
-    store: SampleStore, *, seed: int = 0
-) -> dict[type[ClassTemperatureScaling], ClassTemperatureFit]:
-    """Fit the calibrators of several temperatures to the samples of a softmax head.
-
-    Args:
-        store: The samples. At most :data:`MAX_CLASS_SAMPLES` of evenly spaced images are used.
-        seed: Seed of the folds.
-
-    Returns:
-        The fits by the class of the calibrator; empty for a sigmoid head and for one image.
-    """
-    if store.activation != 'softmax':
-        return {}
-    logits, labels, weights, groups = store.evenly_spaced_images(MAX_CLASS_SAMPLES)
-    num_images = len(groups.unique())
-    if num_images < 2:
-        return {}
-    options = dict(weights=weights, groups=groups, num_folds=min(5, num_images), seed=seed)
-    tied = {
-        ClassTemperatureScaling: None,
-        ForegroundBackgroundScaling: foreground_background(logits.shape[1]),
-    }
-    return {
-        cls: fit_class_temperatures(logits, labels, tied=classes, **options)
-        for cls, classes in tied.items()
-    }
+    comparison = compare_calibrators(stores[DISTILLATION], distillation_fit, seed=seed)
+    return CalibrationResult(sets, comparison, dict(about), tuple(all_warnings))
 
 
 def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
@@ -204,6 +178,7 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
         before=measure(store, 1.0),
         after=measure(store, fit.temperature),
         description=store.description,
+        activation=store.activation,
     )
 
 

@@ -18,9 +18,21 @@ from calkd_det.measurement.analysis import (
     format_temperature,
     readable_name,
 )
+from calkd_det.measurement.calibrators import comparison_to_json
+from calkd_det.measurement.comparison_text import comparison_text
 
 RESULT_FILE = 'temperature.json'
 REPORT_FILE = 'report.md'
+
+_ADVICE = {
+    'softmax': "This T makes the teacher's scores most likely. It need not be the best T for a "
+    'student: the published method aims at a slightly under-confident teacher, with T = 1.5 '
+    'as its default and any T from 1.5 to 3 reported to work.',
+    'sigmoid': "This T makes the teacher's scores most likely. The background rules it, of which a "
+    'head of sigmoids has most. T = 1.5, the default of the published method, is for softmax heads '
+    'and not to be used here: under sigmoids a T above 1 raises the scores of all background, and '
+    'students of the mini data learnt less from such a teacher than from none.',
+}
 
 _IN_PERCENT = {name for name in METRICS if name not in ('nll', 'brier')}
 
@@ -64,6 +76,7 @@ def to_json(report: CalibrationResult) -> dict[str, Any]:
             cls.field: {'kept': fit.kept, 'held_out_nll': fit.held_out_nll}
             for cls, fit in report.class_fits.items()
         },
+        **({} if report.comparison is None else comparison_to_json(report.comparison)),
         'warnings': list(report.warnings),
         **report.about,
         'comparison': {
@@ -75,11 +88,19 @@ def to_json(report: CalibrationResult) -> dict[str, Any]:
     }
 
 
-def config_lines(report: CalibrationResult, out: Path) -> tuple[str, str]:
-    """Return two lines for a config: a calibrator with the file, and one with the number."""
-    start = "calibrator=dict(type='TemperatureScaling', temperature="
+def config_lines(report: CalibrationResult, out: Path) -> tuple[str, ...]:
+    """Return lines for a config: the recommended calibrator, and T from the file and as a number.
+
+    Each line is there once. The first is the recommended one where calibrators were compared.
+    """
     path = (out / RESULT_FILE).as_posix()
-    return f'{start}{path!r})', f'{start}{report.fit.temperature:.3f})'
+    lines = [
+        f"dict(type='TemperatureScaling', temperature={path!r})",
+        f"dict(type='TemperatureScaling', temperature={report.fit.temperature:.3f})",
+    ]
+    if report.comparison is not None:
+        lines.insert(0, report.comparison.recommended.config(path))
+    return tuple(f'calibrator={line}' for line in dict.fromkeys(lines))
 
 
 def to_markdown(report: CalibrationResult, out: Path) -> str:
@@ -90,11 +111,9 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
         f'**T = {format_temperature(report.fit)}**, fitted to '
         f'{report.sets[DISTILLATION].num_samples:,} samples of {data["num_images"]:,} images.',
         *(f'> **Warning:** {sentence}' for sentence in report.warnings),
-        'To distil with it:',
-        '```python\n{}\n# or\n{}\n```'.format(*config_lines(report, out)),
-        "This T makes the teacher's scores most likely. It need not be the best T for a "
-        'student: the published method aims at a slightly under-confident teacher, with T = 1.5 '
-        'as its default and any T from 1.5 to 3 reported to work.',
+        'To distil with it:' if report.comparison is None else _recommendation(report),
+        '```python\n{}\n```'.format('\n# or\n'.join(config_lines(report, out))),
+        _ADVICE[report.sets[DISTILLATION].activation],
     ]
     for name, result in report.sets.items():
         if name == DISTILLATION:
@@ -113,10 +132,21 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
             _metric_table(result),
             f'![Reliability before and after]({_diagram_file(name)})',
         ]
+    if report.comparison is not None:
+        parts += ['## Which calibrator', comparison_text(report.comparison)]
     if report.class_fits:
         parts += ['## Several temperatures', _class_fits_text(report)]
     parts += ['## How it was made', _about_table(report.about)]
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def _recommendation(report: CalibrationResult) -> str:
+    recommended = report.comparison.recommended
+    return (
+        f'Recommended: **{recommended.name}**, the simplest calibrator whose error on images that '
+        'it was not fitted to is within one standard error of the least. To distil with it, or '
+        'with T:'
+    )
 
 
 def _set_to_json(result: SetResult) -> dict[str, Any]:
@@ -156,8 +186,8 @@ def _metric_table(result: SetResult) -> str:
 def _class_fits_text(report: CalibrationResult) -> str:
     kept_as = {
         'classes': 'fitted by class',
-        'global': 'all the global T: more of them did not lower the held-out NLL',
-        'identity': 'all 1: no temperature lowered the held-out NLL',
+        'global': 'all the global T: more of them did not surely lower the held-out NLL',
+        'identity': 'all 1: no temperature surely lowered the held-out NLL',
     }
     rows = [
         '| calibrator | NLL at T = 1 | with the global T | with its own | kept | temperatures |',
@@ -182,7 +212,7 @@ def _class_fits_text(report: CalibrationResult) -> str:
         'background, read theirs from the same file, e.g. '
         "`dict(type='ClassTemperatureScaling', temperatures='…/temperature.json')`. The errors are "
         'on images that the temperatures were not fitted to (cross-validation over images); what '
-        'does not lower them is not kept.'
+        'does not lower them by more than one standard error is not kept.'
     )
     return explanation + '\n\n' + '\n'.join(rows)
 

@@ -23,6 +23,7 @@ from calkd_det.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
+from calkd_det.calibration.binned_decisions import bin_decisions
 from calkd_det.calibration.scaling_families import BACKGROUND_BIAS, BETA, PLATT, TEMPERATURE
 from calkd_det.calibration.scaling_fits import fit_global_temperature, fit_scaling, fit_streamed
 
@@ -174,6 +175,31 @@ def test_streamed_equals_whole(name: str) -> None:
         low, high = interval
         # The order of the groups differs, and with it the resamples.
         assert streamed.intervals[parameter] == pytest.approx(interval, abs=0.6 * (high - low))
+
+
+@pytest.mark.parametrize('per_class', [False, True])
+@SIGMOID
+def test_binned_decisions_have_the_fit_of_all(name: str, per_class: bool) -> None:
+    logits, labels, weights = draw(name, 5000, 3, seed=0)
+    logits[:5] = 40.0  # beyond the bins
+    binned = bin_decisions(logits, labels, weights)
+    assert float(binned[2].sum()) == pytest.approx(3 * float(weights.sum()))
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        yield *binned, torch.arange(len(binned[0]))
+
+    options = dict(per_class=per_class, num_resamples=0)
+    found = fit_streamed(FAMILIES[name], batches, **options)
+    expected = fit_scaling(FAMILIES[name], logits, labels, weights=weights, **options)
+    for parameter, value in expected.parameters.items():
+        assert found.parameters[parameter] == pytest.approx(value, rel=1e-3, abs=1e-3)
+
+    def whole() -> Iterator[tuple[Tensor, ...]]:
+        yield logits, labels, weights, torch.arange(5000)
+
+    warm = fit_streamed(FAMILIES[name], whole, start=found.theta, **options)
+    for parameter, value in expected.parameters.items():
+        assert warm.parameters[parameter] == pytest.approx(value, rel=1e-6, abs=1e-6)
 
 
 @EVERY
