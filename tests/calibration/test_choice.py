@@ -111,7 +111,7 @@ def test_folds_need_images(num_folds: int) -> None:
 
 def errors_of(*nll: float) -> HeldOutErrors:
     values = torch.tensor(nll, dtype=torch.float64)
-    return HeldOutErrors(values, values, torch.ones(len(nll), dtype=torch.float64), {}, 0.0)
+    return HeldOutErrors(values, values, torch.ones(len(nll), dtype=torch.float64), {}, 0.0, 5)
 
 
 def test_the_difference_is_paired_by_image() -> None:
@@ -119,7 +119,9 @@ def test_the_difference_is_paired_by_image() -> None:
     mean, standard_error = nll_excess(one, other)
     differences = torch.tensor([0.1, 0.2, 0.1], dtype=torch.float64)
     assert mean == pytest.approx(float(differences.mean()))
-    assert standard_error == pytest.approx(float(differences.std() / math.sqrt(3)))
+    # Four fifths of the images are in each fit: 1 + 5 / 4 times the variance.
+    expected = 1.5 * float(differences.std() / math.sqrt(3))
+    assert standard_error == pytest.approx(expected)
     assert nll_excess(other, other) == (0.0, 0.0)
 
 
