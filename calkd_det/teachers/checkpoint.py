@@ -44,6 +44,9 @@ _USUAL_KEYS = (
 )
 _DEPTH = 2  # at most so many keys within each other, as in ['ema']['module']
 _SHOWN_KEYS = 4
+# In its first training step a DDQ makes branches of its head those of its decoder, too, so that
+# its checkpoints hold them twice.
+_COPIES = {'decoder.aux_reg_branches.': 'bbox_head.aux_reg_branches.'}
 
 
 def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None:
@@ -72,7 +75,10 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
                 'of the teacher are not in the file',
                 [key for key in missing if not key.endswith('num_batches_tracked')],
             ),
-            ('of the file have no place in the teacher', unexpected),
+            (
+                'of the file have no place in the teacher',
+                [key for key in unexpected if not _is_copy(key, state_dict)],
+            ),
         ]
     except RuntimeError as error:
         faults = [('of another shape', _list_reshaped(wanted, state_dict) or [str(error)])]
@@ -91,6 +97,14 @@ def load_weights(detector: nn.Module, checkpoint: str) -> tuple[str, ...] | None
             f'{_first_of(spoilt)}. The training that wrote it diverged: take an earlier checkpoint'
         )
     return _stored_classes(content)
+
+
+def _is_copy(key: str, state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether a checkpoint holds the same weight under another name, too."""
+    return any(
+        key.startswith(copy) and original + key.removeprefix(copy) in state_dict
+        for copy, original in _COPIES.items()
+    )
 
 
 def _find_weights(content: Any, checkpoint: str) -> tuple[tuple[str, ...], OrderedDict]:
