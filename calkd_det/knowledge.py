@@ -128,6 +128,9 @@ class BoxPredictions:
         distribution: Logits of R bins for each side of the box, float32, shape (M, 4, R). None
             where the head predicts none.
         centerness: Logits of centerness, float32, shape (M,). None where the head predicts none.
+        normalised: Of a head of queries, centre x, centre y, width and height as shares of width
+            and height of the image without its padding, float32, shape (M, 4). None of other
+            heads.
     """
 
     rows: Tensor
@@ -136,10 +139,11 @@ class BoxPredictions:
     coder: tuple[Any, ...] | None = None
     distribution: Tensor | None = None
     centerness: Tensor | None = None
+    normalised: Tensor | None = None
 
     def values(self) -> dict[str, Tensor]:
         """Return by name what the head predicts, each a float32 tensor with M rows."""
-        columns = ('boxes', 'deltas', 'distribution', 'centerness')
+        columns = ('boxes', 'deltas', 'distribution', 'centerness', 'normalised')
         named = {name: getattr(self, name) for name in columns}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -168,10 +172,13 @@ class HeadAnswer:
         logits: Class logits, float, shape (N, C + 1) or (N, C).
         boxes: What it predicts for the samples of the student's ``boxes``; None where these are
             not asked.
+        answered: Which of the samples it has an answer for, bool, shape (N,); None for all. The
+            others have any finite values and count with weight 0.
     """
 
     logits: Tensor
     boxes: BoxPredictions | None = None
+    answered: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class HeadSamples(Knowledge):
         locations: Where the samples are, as the tap needs it to classify them with another
             detector. RoI heads: float, shape (N, 5), image index, x1, y1, x2, y2 in pixels of the
             batched image. Dense heads: int64, shape (L, 2), height and width of each level's map,
-            on the CPU.
+            on the CPU. Heads of queries: see :class:`~calkd_det.taps.query_samples.QuerySamples`.
         activation: How the head turns logits into scores.
         name: The name of the classifier, '' if the detector has only one.
         factor: The head's own factor on this classifier's loss, which distillation uses as well.
@@ -201,7 +208,7 @@ class HeadSamples(Knowledge):
     logits: Tensor
     labels: Tensor
     weights: Tensor
-    locations: Tensor
+    locations: Any
     activation: Activation
     name: str = ''
     factor: float = 1.0
@@ -224,6 +231,16 @@ class HeadSamples(Knowledge):
         num_classes = self.logits.shape[1] - (self.activation == 'softmax')
         return ((self.labels < num_classes) & (self.weights > 0)).nonzero().squeeze(1)
 
+    def select(self, rows: Tensor) -> HeadSamples:
+        """Return some samples, without boxes; ``locations`` must have a row for each sample.
+
+        Args:
+            rows: Which samples, bool, shape (N,).
+        """
+        columns = ('logits', 'labels', 'weights', 'locations')
+        selected = {name: getattr(self, name)[rows] for name in columns}
+        return replace(self, boxes=None, **selected)
+
     def computed(self) -> Sequence[Tensor]:
         return _values(self)
 
@@ -238,13 +255,18 @@ class HeadSamples(Knowledge):
         return replace(answer, logits=calibrator(answer.logits))
 
     def without_non_finite(self, answer: HeadAnswer) -> tuple[HeadSamples, HeadAnswer]:
-        """See :meth:`Knowledge.without_non_finite`. The unit is a sample."""
+        """See :meth:`Knowledge.without_non_finite`. The unit is a sample.
+
+        Samples without an answer are left out as well.
+        """
         finite = answer.logits.sum(dim=1).isfinite()
         logits = answer.logits.masked_fill_(~finite[:, None], 0)
         boxes = answer.boxes
         if boxes is not None:
             boxes, finite_boxes = boxes.without_non_finite()
             finite[boxes.rows] &= finite_boxes
+        if answer.answered is not None:
+            finite &= answer.answered
         return (
             replace(self, weights=self.weights * finite),
             replace(answer, logits=logits, boxes=boxes),

@@ -29,7 +29,7 @@ from calkd_det.detectors.undistillable import check_no_own_teacher, check_tracke
 from calkd_det.errors import ConfigError, did_you_mean
 from calkd_det.knowledge import HeadSamples, Kind, Knowledge
 from calkd_det.losses import BoxLoss, DistillationLoss
-from calkd_det.taps import find_taps
+from calkd_det.taps import DENOISING, find_taps
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.class_names import dataset_class_names, meta_class_names
 
@@ -155,7 +155,7 @@ class DistillationMixin:
         taps = find_taps(self, self.knowledge_kinds, 'model')
         with taps.record(self, batch_data_samples) as knowledge:
             losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
-        losses.update(self.distillation_losses(feats, knowledge))
+        losses.update(self.distillation_losses(feats, self.teacher.taught(knowledge)))
         return losses
 
     def distillation_losses(
@@ -175,7 +175,8 @@ class DistillationMixin:
         self._finite_watch.note(knowledge, answers)
         answered = [piece.without_non_finite(answer) for piece, answer in zip(knowledge, answers)]
         of_heads = [(a, b.logits) for a, b in answered if isinstance(a, HeadSamples)]
-        self._evidence.note(self, of_heads)
+        # The input of a denoising query tells its label, also to a teacher with wrong class names.
+        self._evidence.note(self, [pair for pair in of_heads if pair[0].name != DENOISING])
         for piece, answer in answered:
             prefix = f'{piece.name}.' if piece.name else ''
             for name, loss in self.distillation.items():

@@ -20,6 +20,7 @@ from calkd_det.calibration.scores import class_scores
 from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import HeadSamples, Knowledge
+from calkd_det.taps import DENOISING
 
 MAX_SAMPLES = 16_384  # of a classifier in a step
 
@@ -105,12 +106,16 @@ class TeacherCalibrationHook(Hook):
     ) -> None:
         # Kept on the device, because binning checks its input, which would synchronise each step.
         for samples, answer in zip(args[1], answers):
-            if not isinstance(samples, HeadSamples):
+            # The input of a denoising query tells its label.
+            if not isinstance(samples, HeadSamples) or samples.name == DENOISING:
                 continue
             rows = self._select_rows(len(samples))
             logits, labels = answer.logits[rows], samples.labels[rows]
             confidence, prediction = class_scores(logits, samples.activation).max(dim=1)
-            confidence = confidence.masked_fill(samples.weights[rows] == 0, math.nan)
+            left_out = samples.weights[rows] == 0
+            if answer.answered is not None:
+                left_out |= ~answer.answered[rows]
+            confidence = confidence.masked_fill(left_out, math.nan)
             self._unbinned.append((confidence, prediction == labels))
 
     def _select_rows(self, num_samples: int) -> slice:

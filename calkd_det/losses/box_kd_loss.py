@@ -13,18 +13,23 @@ from calkd_det.losses.base import BoxLoss
 
 # In square pixels. Dense heads may predict boxes without an area, which have no IoU.
 _EPSILON = 1e-6
+_L1_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
 
 
 def box_kd_loss(student: BoxPredictions, teacher: BoxPredictions, weights: Tensor) -> Tensor:
     r"""Compare the boxes of foreground samples.
 
     .. math::
-        \frac{\sum_m w_m \, (\ell_m + c_m)}{\max(1, \sum_m w_m)}
+        \frac{\sum_m w_m \, (\ell_m + c_m)}{\max(1, D)}
 
     The distance :math:`\ell` of two boxes is
 
     - the mean over the four deltas of the smooth L1 distance with :math:`\beta = 1`, where both
       heads are RoI heads and their coders are equal;
+    - five times the sum of the L1 distances of centre x, centre y, width and height, as shares of
+      the image, plus two times 1 - GIoU, where both are heads of queries. The weights are those of
+      DETR's own loss and of DETRDistill (Chang et al., `arXiv 2211.10156
+      <https://arxiv.org/abs/2211.10156>`_);
     - 1 - GIoU of the decoded boxes otherwise: for dense heads, and for RoI heads whose coders
       differ.
 
@@ -33,8 +38,10 @@ def box_kd_loss(student: BoxPredictions, teacher: BoxPredictions, weights: Tenso
     distributions. It has the gradient of binary cross-entropy and is zero where both agree.
     Otherwise :math:`c` is zero.
 
-    The divisor follows the head's own box loss. That of dense heads is a mean over the processes
-    of a distributed training. RoI heads divide by the samples of their own process.
+    The divisor follows the head's own box loss. For heads of queries D is the number of matches,
+    samples with a weight above zero. For other heads it is the sum of the weights. RoI heads
+    divide by the samples of their own process. That of other heads is a mean over the processes of
+    a distributed training.
 
     Args:
         student: What the student predicts for M foreground samples.
@@ -55,12 +62,16 @@ def box_kd_loss(student: BoxPredictions, teacher: BoxPredictions, weights: Tenso
     if _comparable_deltas(student, teacher):
         losses = F.smooth_l1_loss(student.deltas, teacher.deltas.detach(), reduction='none')
         losses = losses.mean(dim=1)
+    elif _of_queries(student, teacher):
+        distances = (student.normalised - teacher.normalised.detach()).abs().sum(dim=1)
+        losses = _L1_WEIGHT * distances
+        losses = losses + _GIOU_WEIGHT * _giou_losses(student.boxes, teacher.boxes.detach())
     else:
         losses = _giou_losses(student.boxes, teacher.boxes.detach())
     if student.centerness is not None and teacher.centerness is not None:
         losses = losses + _bernoulli_divergence(student.centerness, teacher.centerness.detach())
     weights = weights.float().detach()
-    divisor = weights.sum()
+    divisor = (weights > 0).float().sum() if _of_queries(student, teacher) else weights.sum()
     if student.deltas is None:
         divisor = reduce_mean(divisor)
     return (weights * losses).sum() / divisor.clamp(min=1)
@@ -69,6 +80,10 @@ def box_kd_loss(student: BoxPredictions, teacher: BoxPredictions, weights: Tenso
 def _comparable_deltas(student: BoxPredictions, teacher: BoxPredictions) -> bool:
     both = student.deltas is not None and teacher.deltas is not None
     return both and student.coder is not None and student.coder == teacher.coder
+
+
+def _of_queries(student: BoxPredictions, teacher: BoxPredictions) -> bool:
+    return student.normalised is not None and teacher.normalised is not None
 
 
 def _giou_losses(student: Tensor, teacher: Tensor) -> Tensor:

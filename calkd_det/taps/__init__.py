@@ -9,6 +9,7 @@ from calkd_det.taps.dense_head import Branch, DenseHeadTap
 from calkd_det.taps.feature_maps import check_maps, probe_maps
 from calkd_det.taps.geometry import Geometry, check_geometry
 from calkd_det.taps.knowledge_taps import KnowledgeTaps, find_taps
+from calkd_det.taps.queries import DENOISING, QueryTap
 from calkd_det.taps.registry import (
     TAPS,
     find_tap,
@@ -22,6 +23,7 @@ from calkd_det.taps.yolox_head import YOLOXHeadTap
 __all__ = [
     'CLASS',
     'CLASS_AND_BOX',
+    'DENOISING',
     'TAPS',
     'Activation',
     'Branch',
@@ -30,6 +32,7 @@ __all__ = [
     'Geometry',
     'HeadSamples',
     'KnowledgeTaps',
+    'QueryTap',
     'RoIHeadTap',
     'Tap',
     'YOLOXHeadTap',

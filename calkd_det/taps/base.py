@@ -52,6 +52,17 @@ class Tap(ABC):
         """Return the names of the detector's classifiers, in the order of :meth:`record`."""
         return ('',)
 
+    def taught_classifiers(self, detector: nn.Module) -> tuple[str, ...]:
+        """Return those of :meth:`classifiers` that are distilled without ``teacher.stages``."""
+        return self.classifiers(detector)
+
+    def has_denoising(self, detector: nn.Module) -> bool:
+        """Return whether the detector trains with denoising queries, which a teacher can share.
+
+        :meth:`record` then records them under the name ``dn``.
+        """
+        return False
+
     @abstractmethod
     def geometry(self, detector: nn.Module) -> Geometry:
         """Return what the detector's classifiers classify."""
@@ -124,6 +135,23 @@ class Tap(ABC):
         Returns:
             Logits, shape (N, C' + 1) or (N, C'), and boxes where the samples have boxes.
         """
+
+    def answers(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], pieces: Sequence[HeadSamples]
+    ) -> list[HeadAnswer]:
+        """Ask a detector about the samples of all classifiers of another detector.
+
+        A tap whose classifiers share a forward of the detector overrides it, and runs that once.
+
+        Args:
+            detector: See :meth:`answer`, as for ``feats``.
+            feats: Its features of the same batch.
+            pieces: The samples of each classifier.
+
+        Returns:
+            The answer to each piece.
+        """
+        return [self.answer(detector, feats, samples) for samples in pieces]
 
     @abstractmethod
     def example(

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 
 from calkd_det.errors import ConfigError
 
-Kind = Literal['RoIs', 'locations', 'anchors']
+Kind = Literal['RoIs', 'locations', 'anchors', 'queries']
 Pair = tuple[float, float]
 Box = tuple[float, float, float, float]
 
@@ -26,9 +26,10 @@ class Geometry:
 
     Attributes:
         kind: ``'RoIs'``, which any detector with a RoI head can classify; ``'locations'``, one
-            sample a cell of each feature map; ``'anchors'``, one sample an anchor box.
+            sample a cell of each feature map; ``'anchors'``, one sample an anchor box;
+            ``'queries'``, which are matched to those of any detector with queries.
         question: What the logits say of a sample.
-        strides: Width and height of a cell of each level, in pixels. Empty for RoIs.
+        strides: Width and height of a cell of each level, in pixels. Empty for RoIs and queries.
         points: x and y of the first location of each level, in pixels. Empty unless ``kind`` is
             ``'locations'``.
         anchors: For each level the anchor boxes of the first cell, x1, y1, x2, y2 in pixels.
@@ -58,7 +59,7 @@ class Geometry:
 
     def __str__(self) -> str:
         """Describe for the user what is classified."""
-        if self.kind == 'RoIs':
+        if self.kind in ('RoIs', 'queries'):
             return self.kind
         strides = ', '.join(format_size(*stride) for stride in self.strides)
         if self.kind == 'locations':
@@ -95,6 +96,7 @@ class Geometry:
 
 
 ROIS = Geometry('RoIs')
+QUERIES = Geometry('queries')
 
 
 def check_geometry(student: Geometry, teacher: Geometry, key: str) -> None:

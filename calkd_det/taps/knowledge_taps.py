@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Union
 
@@ -77,17 +77,27 @@ class KnowledgeTaps:
         """Add to a frozen detector's features what all its answers share."""
         return feats if self.head is None else self.head.prepare(detector, feats)
 
-    def answer(self, detector: nn.Module, feats: tuple[Tensor, ...], piece: Knowledge) -> Answer:
+    def answers(
+        self, detector: nn.Module, feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]
+    ) -> list[Answer]:
         """Ask a detector what the student was asked.
 
         Args:
             detector: The teacher, after :meth:`keep`.
             feats: Its features of the same batch, from :meth:`prepare`.
-            piece: A piece of the student's knowledge.
+            knowledge: The student's.
+
+        Returns:
+            The answer to each piece of it.
         """
-        if isinstance(piece, FeatureMaps):
-            return self.features.answer(detector, feats, piece)
-        return self.head.answer(detector, feats, piece)
+        of_head = [piece for piece in knowledge if not isinstance(piece, FeatureMaps)]
+        answers_of_head = iter(self.head.answers(detector, feats, of_head) if of_head else ())
+        return [
+            self.features.answer(detector, feats, piece)
+            if isinstance(piece, FeatureMaps)
+            else next(answers_of_head)
+            for piece in knowledge
+        ]
 
 
 def find_taps(detector: nn.Module, kinds: frozenset[Kind], key: str) -> KnowledgeTaps:

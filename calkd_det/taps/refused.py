@@ -44,14 +44,8 @@ REFUSED: dict[str, str] = {
     'CenterNetUpdateHead': 'it finds centres on heat maps, whose targets are no labels',
     'RepPointsHead': 'its classifier reads features at points that its box branch chooses',
     # Heads that match queries
-    'DETRHead': (
-        'its queries are matched to objects, and the queries of two detectors have nothing to do '
-        'with each other'
-    ),
-    'MaskFormerHead': (
-        'its queries are matched to masks, and the queries of two detectors have nothing to do '
-        'with each other'
-    ),
+    'GroundingDINOHead': 'its classes are the words of a text, of which each image may have others',
+    'MaskFormerHead': 'its queries predict masks and no boxes, by which queries could be matched',
     # Heads without boxes or without classes
     'RPNHead': 'it tells objects from background, and no class from another',
     'CascadeRPNHead': 'it tells objects from background, and no class from another',

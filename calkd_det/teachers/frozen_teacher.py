@@ -23,7 +23,7 @@ from calkd_det.config import (
     without_delete_keys,
 )
 from calkd_det.errors import ConfigError, TeacherError, did_you_mean
-from calkd_det.knowledge import Kind, Knowledge, KnowledgeSizes
+from calkd_det.knowledge import HeadSamples, Kind, Knowledge, KnowledgeSizes
 from calkd_det.taps import CLASS, KnowledgeTaps, Tap, find_taps
 from calkd_det.teachers.checkpoint import load_weights
 from calkd_det.teachers.class_map import check_class_names, have_same_classes, match_classes
@@ -39,8 +39,8 @@ from calkd_det.teachers.source import (
     check_source,
     read_source,
 )
-from calkd_det.teachers.stages import check_stages, match_stages
-from calkd_det.teachers.student_fit import match_knowledge
+from calkd_det.teachers.stages import check_stages
+from calkd_det.teachers.student_fit import match_classifiers, match_knowledge
 
 # The logit of a background sample with a low score, and others that tell calibrators apart.
 _LOW_LOGIT = -4.0
@@ -123,14 +123,26 @@ class TeacherNetwork(nn.Module):
             For each piece of knowledge the teacher's answer. Class logits are calibrated and over
             the student's classes, float32, of the shape of the student's.
         """
-        answers = []
         columns = None if self.class_map is None else self.class_map.label_columns
+        asked = [
+            piece.for_teacher(self.classifiers.get(piece.name, piece.name), columns)
+            for piece in knowledge
+        ]
         with self._autocast(feats[0].device.type):
-            for piece in knowledge:
-                asked = piece.for_teacher(self.classifiers.get(piece.name, piece.name), columns)
-                answer = self.taps.answer(self.detector, feats, asked)
-                answers.append(piece.calibrate(answer, self.calibrate))
-        return answers
+            answers = self.taps.answers(self.detector, feats, asked)
+            return [
+                piece.calibrate(answer, self.calibrate) for piece, answer in zip(knowledge, answers)
+            ]
+
+    def taught(self, knowledge: Sequence[Knowledge]) -> list[Knowledge]:
+        """Return the pieces of the student's knowledge that a classifier of the teacher teaches."""
+        return [
+            piece
+            for piece in knowledge
+            if not isinstance(piece, HeadSamples)
+            or not self.classifiers
+            or piece.name in self.classifiers
+        ]
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """Calibrate logits over the teacher's classes, and map them to the student's."""
@@ -178,12 +190,15 @@ class FrozenTeacher:
             ``TemperatureScaling(temperature=1.5)``.
         precision: ``'float32'``, ``'bfloat16'`` or ``'float16'``: what the teacher computes in,
             whatever the student does; None for that of the autocast around the step.
-        stages: For each stage of a cascade student the number of the teacher's stage that
-            teaches it; None for each its own.
+        stages: For each stage of a cascade student, or each decoder layer of a student with
+            queries, the number of the teacher's stage or layer that teaches it. None: each stage
+            of a cascade by the teacher's own, and the last decoder layer alone by the last.
         class_names: By the name of a student class that of the teacher's class, where these
             differ, e.g. ``dict(aeroplane='airplane')``.
         inherit: Dotted names of the student's parts that start from the teacher's weights, e.g.
             ``['neck', 'roi_head.bbox_head']``; None for none.
+        denoising: Whether the teacher decodes the student's denoising queries as well, noised
+            alike, which DINO and DDQ train with. They are compared without matching.
 
     Attributes:
         network: None until :meth:`build`.
@@ -204,11 +219,17 @@ class FrozenTeacher:
         stages: Sequence[int] | None = None,
         class_names: Mapping[str, str] | None = None,
         inherit: Sequence[str] | None = None,
+        denoising: bool = False,
     ) -> None:
         check_source(config, checkpoint)
         check_stages(stages)
         self.class_names = check_class_names(class_names)
         self.inherit = check_inherit(inherit)
+        if not isinstance(denoising, bool):
+            raise ConfigError(
+                f'model.teacher.denoising must be True or False, but is {denoising!r}'
+            )
+        self.denoising = denoising
         if precision not in (None, *PRECISIONS):
             raise ConfigError(
                 "model.teacher.precision must be 'float32', 'bfloat16', 'float16' or None (that "
@@ -278,10 +299,8 @@ class FrozenTeacher:
         self.sizes = match_knowledge(student, student_taps, detector, taps)
         classifiers = None
         if taps.head is not None:
-            classifiers = match_stages(
-                self.stages,
-                student_taps.head.classifiers(student),
-                taps.head.classifiers(detector),
+            classifiers = match_classifiers(
+                (student, student_taps.head), (detector, taps.head), self.stages, self.denoising
             )
         stored_classes = load_weights(detector, source.checkpoint)
         teacher_classes = stored_classes or source.classes
@@ -303,6 +322,7 @@ class FrozenTeacher:
                     ('stages', self.stages),
                     ('class_names', self.class_names),
                     ('inherit', self.inherit),
+                    ('denoising', self.denoising),
                 )
             },
         }
@@ -353,6 +373,10 @@ class FrozenTeacher:
         if not self.network.is_on(images.device):
             self.network.to(images.device)
         return self.network.extract_feat(images, image_shapes)
+
+    def taught(self, knowledge: Sequence[Knowledge]) -> list[Knowledge]:
+        """See :meth:`TeacherNetwork.taught`."""
+        return self.network.taught(knowledge)
 
     def __call__(self, feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]) -> list[Any]:
         """See :meth:`TeacherNetwork.forward`."""

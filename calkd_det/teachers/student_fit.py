@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import KnowledgeSizes
-from calkd_det.taps import KnowledgeTaps, Tap, check_geometry, check_maps, probe_maps
+from calkd_det.taps import DENOISING, KnowledgeTaps, Tap, check_geometry, check_maps, probe_maps
 from calkd_det.teachers.channels import input_channels
 from calkd_det.teachers.source import CONFIG_KEY
+from calkd_det.teachers.stages import match_stages
 
 _DEFAULT_CHANNELS = 3
 
@@ -50,6 +53,40 @@ def _check_heads(student: tuple[nn.Module, Tap], teacher: tuple[nn.Module, Tap])
             f'{activations[0]}: their logits cannot be compared'
         )
     check_geometry(*(tap.geometry(detector) for detector, tap in (student, teacher)), CONFIG_KEY)
+
+
+def match_classifiers(
+    student: tuple[nn.Module, Tap],
+    teacher: tuple[nn.Module, Tap],
+    stages: Sequence[int] | None,
+    denoising: bool,
+) -> dict[str, str]:
+    """Return the name of the teacher's classifier by the name of the student's that it teaches.
+
+    Args:
+        student: The student and its tap.
+        teacher: The teacher's detector and its tap.
+        stages: Value of ``teacher.stages``.
+        denoising: Value of ``teacher.denoising``.
+
+    Raises:
+        ConfigError: ``stages`` do not fit, or one of the two has no denoising queries.
+    """
+    pair = student, teacher
+    if stages is None:
+        names = [tap.taught_classifiers(detector) for detector, tap in pair]
+    else:
+        names = [tap.classifiers(detector) for detector, tap in pair]
+    matched = match_stages(stages, *names)
+    if denoising:
+        for who, (detector, tap) in zip(('student', 'teacher'), pair):
+            if not tap.has_denoising(detector):
+                raise ConfigError(
+                    f'model.teacher.denoising is True, but the {who}, a {type(detector).__name__}, '
+                    'has no denoising queries: leave it out, or take a DINO or a DDQDETR for both'
+                )
+        matched[DENOISING] = DENOISING
+    return matched
 
 
 def _match_feature_maps(student: nn.Module, teacher: nn.Module) -> tuple[list[int], list[int]]:

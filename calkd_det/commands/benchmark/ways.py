@@ -161,7 +161,7 @@ def bare_teacher(
     def run() -> list[Any]:
         with autocast(subject.device, amp):
             feats = taps.prepare(teacher, teacher.extract_feat(images))
-            return [taps.answer(teacher, feats, piece) for piece in questions]
+            return taps.answers(teacher, feats, questions)
 
     return run
 

@@ -1,0 +1,109 @@
+"""Match the queries of a student to those of its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from calkd_det.knowledge import Activation
+
+# Weights of scores, L1 distance and GIoU, those of DETR's own assigner and of DETRDistill.
+CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
+# Cost of a pair in which a value is not finite. It is above that of any other pair.
+_NON_FINITE = 1e6
+# Cost of a pair that is no match.
+_EXCLUDED = 1e9
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the queries of a batch predict.
+
+    Attributes:
+        logits: Class logits, float, shape (B, Q, K).
+        boxes: Centre x, centre y, width and height as shares of the image, shape (B, Q, 4).
+        counted: Which queries count, bool, shape (B, Q); None where all do.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    counted: Tensor | None = None
+
+
+@torch.no_grad()
+def match_queries(student: Queries, teacher: Queries, activation: Activation) -> Tensor:
+    """Find for each query of the student its own query of the teacher.
+
+    The sum of :func:`matching_costs` over all pairs is least, by the Hungarian method, for each
+    image apart. Every query of the network with fewer queries is matched. On a GPU the host waits
+    once, for the costs of the whole batch.
+
+    Args:
+        student: B images with Q queries each.
+        teacher: The same images with Q' queries each. Logits are calibrated and over the
+            student's classes.
+        activation: How both turn logits into scores.
+
+    Returns:
+        Index of the teacher's query, int64, shape (B, Q), on the device of the student's logits;
+        -1 for a query without one.
+    """
+    costs = matching_costs(student, teacher, activation).nan_to_num(_NON_FINITE, _NON_FINITE)
+    for queries, dim in ((student, 2), (teacher, 1)):
+        if queries.counted is not None:
+            costs = costs.masked_fill(~queries.counted.unsqueeze(dim), _EXCLUDED)
+    return assign(costs).to(student.logits.device, non_blocking=True)
+
+
+def matching_costs(student: Queries, teacher: Queries, activation: Activation) -> Tensor:
+    """Return the cost of matching each pair of queries.
+
+    It is the cross-entropy of the student's scores with those of the teacher as the target, summed
+    over classes, plus 5 times the L1 distance of the boxes, minus 2 times their GIoU: the costs of
+    DETRDistill (Chang et al., `arXiv 2211.10156 <https://arxiv.org/abs/2211.10156>`_).
+
+    Args:
+        student: See :func:`match_queries`.
+        teacher: See there.
+        activation: See there.
+
+    Returns:
+        Costs, float32, shape (B, Q, Q').
+    """
+    with torch.autocast(student.logits.device.type, enabled=False):
+        logits, targets = student.logits.float(), teacher.logits.float()
+        if activation == 'sigmoid':
+            scores = targets.sigmoid().transpose(1, 2)
+            likelihood = F.logsigmoid(logits) @ scores + F.logsigmoid(-logits) @ (1 - scores)
+        else:
+            likelihood = logits.log_softmax(dim=2) @ targets.softmax(dim=2).transpose(1, 2)
+        boxes, target_boxes = student.boxes.float(), teacher.boxes.float()
+        distance = torch.cdist(boxes, target_boxes, p=1)
+        # GIoU is the same for boxes in pixels.
+        giou = bbox_overlaps(
+            bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(target_boxes), mode='giou'
+        )
+    return -CLASS_COST * likelihood + L1_COST * distance - GIOU_COST * giou
+
+
+def assign(costs: Tensor) -> Tensor:
+    """Assign columns to rows by the Hungarian method.
+
+    Args:
+        costs: Float, shape (B, Q, Q').
+
+    Returns:
+        The column of each row, int64, shape (B, Q), on the CPU; -1 for a row without one.
+    """
+    matches = np.full(costs.shape[:2], -1)
+    for own, cost in zip(matches, costs.cpu().numpy()):
+        rows, columns = linear_sum_assignment(cost)
+        kept = cost[rows, columns] < _EXCLUDED
+        own[rows[kept]] = columns[kept]
+    return torch.from_numpy(matches)
