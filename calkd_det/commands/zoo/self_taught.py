@@ -81,10 +81,14 @@ def _build(model: ConfigDict, kinds: Sequence[Kind], checkpoint: Path) -> nn.Mod
     cfg.distillation = {kind: dict(type=_loss_name(model, kind)) for kind in kinds}
     torch.manual_seed(0)
     student = MODELS.build(cfg).train()
+    if hasattr(student, 'level_embed'):  # without values before init_weights
+        nn.init.normal_(student.level_embed)
     torch.save(dict(meta={}, state_dict=student.state_dict()), checkpoint)
     # As the teacher, whose mode is that of evaluation.
     for module in student.modules():
-        if isinstance(module, _BatchNorm) or 'drop' in type(module).__name__.lower():
+        # An attention of torch has a dropout without a module.
+        has_mode = isinstance(module, (_BatchNorm, nn.MultiheadAttention))
+        if has_mode or 'drop' in type(module).__name__.lower():
             module.eval()
     student.data_preprocessor.batch_augments = None
     return student
