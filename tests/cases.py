@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import helpers
@@ -39,6 +40,14 @@ class Captured:
     avg_factor: Tensor | float | None = None
 
 
+GRADIENT_DESCENT = partial(torch.optim.SGD, lr=0.01)
+
+
+def run_loss(detector: nn.Module, inputs: Tensor, data_samples: list) -> None:
+    """Compute the loss of the plain detector."""
+    plain_class(detector).loss(detector, inputs, data_samples)
+
+
 @dataclass(frozen=True)
 class Head:
     """How the tests look into the heads of one kind, by other means than a tap.
@@ -52,12 +61,21 @@ class Head:
             run.
         take_samples_away: Makes a student sample nothing of a batch without objects; None where
             its samples are whatever the images hold, or mmdet's own loss needs some.
+        run: Runs a plain detector on inputs and data samples.
+        not_counted: A pattern of the names of modules whose runs are not compared with those of a
+            prediction: mmdet reads their weights without calling them, or predicts by fewer layers.
+        optimizer: Makes of parameters an optimizer whose steps lower the loss.
+        tolerance: Relative error of losses in float32.
     """
 
     classifiers: Callable[[nn.Module], list[nn.Module]]
     capture: Callable[[Case, nn.Module, nn.Module], list[Captured]]
     not_asked: str
     take_samples_away: Callable[[nn.Module], None] | None = None
+    run: Callable[[nn.Module, Tensor, list], Any] = run_loss
+    not_counted: str = '(?!)'
+    optimizer: Callable[..., torch.optim.Optimizer] = GRADIENT_DESCENT
+    tolerance: float = 1e-5
 
 
 def plain_class(detector: nn.Module) -> type[nn.Module]:
@@ -112,11 +130,12 @@ class Case:
         training = detector.training
         data = detector.data_preprocessor(self.batch(), True)
         detector.train(in_training)
-        plain_class(detector).loss(detector, data['inputs'], data['data_samples'])
+        self.head.run(detector, data['inputs'], data['data_samples'])
         detector.train(training)
         for handle, layer, outputs in zip(handles, layers, seen):
             handle.remove()
-            logits = torch.cat([out.movedim(1, -1).reshape(-1, out.shape[1]) for out in outputs])
+            dim = -1 if isinstance(layer, nn.Linear) else 1
+            logits = torch.cat([out.movedim(dim, -1).flatten(0, -2) for out in outputs])
             scale = 3 / logits.std(dim=0).mean()
             layer.weight.mul_(scale)
             layer.bias.copy_(-scale * logits.mean(dim=0))
@@ -143,7 +162,7 @@ class Case:
         training = detector.training
         data = detector.data_preprocessor(self.batch(), True)
         detector.train(in_training)
-        plain_class(detector).loss(detector, data['inputs'], data['data_samples'])
+        self.head.run(detector, data['inputs'], data['data_samples'])
         detector.train(training)
         for handle in handles:
             handle.remove()

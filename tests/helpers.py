@@ -63,7 +63,10 @@ def detector_config(
 
 def build(cfg: ConfigDict, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return MODELS.build(copy.deepcopy(cfg))
+    detector = MODELS.build(copy.deepcopy(cfg))
+    if hasattr(detector, 'level_embed'):  # without values before init_weights
+        nn.init.normal_(detector.level_embed)
+    return detector
 
 
 def randomise_batchnorm(detector: nn.Module, seed: int = 7) -> None:

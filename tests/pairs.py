@@ -9,6 +9,7 @@ from typing import Any
 
 import dense_cases
 import helpers
+import query_cases
 import torch
 import two_stage_cases
 from cases import Case
@@ -16,7 +17,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-CASES: list[Case] = [*two_stage_cases.CASES, *dense_cases.CASES]
+CASES: list[Case] = [*two_stage_cases.CASES, *dense_cases.CASES, *query_cases.CASES]
 
 
 @dataclass(frozen=True)

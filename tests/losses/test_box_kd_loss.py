@@ -65,6 +65,34 @@ def reference(student: BoxPredictions, teacher: BoxPredictions, weights: Tensor)
 
 
 @pytest.mark.parametrize('count', [1, 3, 40])
+def test_boxes_of_queries_by_l1_and_giou_divided_by_the_matches(count: int) -> None:
+    width, height = 100, 60
+    student, teacher = (predictions(count, seed) for seed in (0, 1))
+    pair = []
+    for each in (student, teacher):
+        x1, y1, x2, y2 = each.boxes.unbind(dim=1)
+        centres = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=1)
+        shares = centres / torch.tensor([width, height, width, height])
+        pair.append(replace(each, centerness=None, normalised=shares))
+    weights = torch.rand(count, generator=torch.Generator().manual_seed(2))
+    weights[1::3] = 0
+    total = sum(
+        float(weight)
+        * (
+            5 * sum(abs(x - y) for x, y in zip(*(each.normalised[m].tolist() for each in pair)))
+            + 2 * (1 - giou(*(each.boxes[m].tolist() for each in pair)))
+        )
+        for m, weight in enumerate(weights)
+    )
+    loss = box_kd_loss(*pair, weights)
+    assert float(loss) == pytest.approx(total / int((weights > 0).sum()), rel=1e-5)
+    assert box_kd_loss(pair[0], pair[0], weights) == 0
+    # One head of queries alone: as dense heads.
+    mixed = box_kd_loss(pair[0], replace(pair[1], normalised=None), weights)
+    assert float(mixed) == pytest.approx(reference(*pair, weights), rel=1e-5)
+
+
+@pytest.mark.parametrize('count', [1, 3, 40])
 @pytest.mark.parametrize('kind', ['dense', 'centerness', 'one centerness', 'deltas', 'coders'])
 def test_equals_its_definition(kind: str, count: int) -> None:
     student, teacher = predictions(count, seed=0), predictions(count, seed=1)
