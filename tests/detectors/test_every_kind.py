@@ -24,7 +24,7 @@ from pairs import (
 from torch import Tensor, nn
 
 from calkd_det.taps import find_tap
-from calkd_det.teachers import frozen_teacher
+from calkd_det.teachers import network
 
 FEATURES = {'pkd': dict(type='PKDLoss', num_levels=None), 'cwd': dict(type='CWDLoss')}
 
@@ -100,7 +100,7 @@ class TestEveryKind:
         self, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Folding rounds, and a GIoU has a slope of its own next to its best value.
-        monkeypatch.setattr(frozen_teacher, 'fold_batchnorm', lambda detector: detector)
+        monkeypatch.setattr(network, 'fold_batchnorm', lambda detector: detector)
         # So does torch's attention of eval mode, and an L1 distance has one, too.
         monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
         itself = copy.deepcopy(pair.detector)

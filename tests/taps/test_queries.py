@@ -26,7 +26,7 @@ from calkd_det.measurement.collect import collect_samples
 from calkd_det.taps import CLASS_AND_BOX, DENOISING, QueryTap
 from calkd_det.taps.query_matching import Queries, match_queries, matching_costs
 from calkd_det.taps.self_test import check_answers
-from calkd_det.teachers import frozen_teacher
+from calkd_det.teachers import network
 
 NUM_CLASSES = len(CLASSES)
 
@@ -184,7 +184,7 @@ def distilled(
 @pytest.fixture
 def not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folding rounds, and the L1 distance has a slope of its own at its best value."""
-    monkeypatch.setattr(frozen_teacher, 'fold_batchnorm', lambda detector: detector)
+    monkeypatch.setattr(network, 'fold_batchnorm', lambda detector: detector)
 
 
 @pytest.mark.usefixtures('not_folded')
