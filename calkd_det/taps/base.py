@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from mmdet.structures import SampleList
@@ -14,6 +14,8 @@ from calkd_det.taps.geometry import Geometry
 
 CLASS: frozenset[Kind] = frozenset({'class'})
 CLASS_AND_BOX: frozenset[Kind] = frozenset({'class', 'box'})
+# Children of every detector of mmdet that compute its features, before its heads.
+BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
 
 
 class Tap(ABC):
@@ -192,3 +194,10 @@ class Tap(ABC):
             Samples by name; the first column of their ``locations`` is the index of the image.
             ``distillation`` holds the samples of :meth:`record`. Other sets are for comparison.
         """
+
+
+def keep_children(module: nn.Module, names: Iterable[str]) -> None:
+    """Remove, in place, every child of a module except those named."""
+    for name, _ in list(module.named_children()):
+        if name not in names:
+            setattr(module, name, None)

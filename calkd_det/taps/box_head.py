@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -313,13 +313,6 @@ def drop_regression(head: nn.Module) -> None:
     for name, child in list(head.named_children()):
         if name.startswith(_REGRESSION):
             setattr(head, name, nn.ModuleList() if isinstance(child, nn.ModuleList) else None)
-
-
-def keep_children(module: nn.Module, names: Iterable[str]) -> None:
-    """Remove, in place, every child of a module except those named."""
-    for name, _ in list(module.named_children()):
-        if name not in names:
-            setattr(module, name, None)
 
 
 def _classify(roi_feats: Tensor, fcs: nn.ModuleList, head: nn.Module) -> Tensor:

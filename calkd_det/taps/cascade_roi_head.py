@@ -14,7 +14,7 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from calkd_det.knowledge import Activation, HeadAnswer, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap
+from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap, keep_children
 from calkd_det.taps.box_head import (
     ACTIVATION,
     answer_of_head,
@@ -24,7 +24,6 @@ from calkd_det.taps.box_head import (
     has_readable_boxes,
     is_of_mmdet,
     is_readable,
-    keep_children,
     roi_features,
     watch_box_head,
 )

@@ -18,6 +18,7 @@ from mmdet.models.dense_heads import (
     RTMDetInsHead,
     YOLOXHead,
 )
+from mmdet.models.dense_heads.condinst_head import CondInstBboxHead
 from mmdet.structures.bbox import distance2bbox, get_box_tensor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
@@ -142,6 +143,10 @@ def _identity(part: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
+# Heads that predict masks too: the head without masks, and the number of its outputs.
+_PLAIN_HEADS = {RTMDetInsHead: (RTMDetHead, 2), CondInstBboxHead: (FCOSHead, 3)}
+
+
 def predicted_boxes(head: nn.Module, outputs: Sequence[Sequence[Tensor]]) -> Tensor:
     """Let a head itself decode the boxes of all samples.
 
@@ -156,9 +161,10 @@ def predicted_boxes(head: nn.Module, outputs: Sequence[Sequence[Tensor]]) -> Ten
         Boxes, float, shape (N, 4), in the order of :func:`read_boxes`. Negative coordinates may be
         clipped to zero.
     """
-    if isinstance(head, RTMDetInsHead):  # which pastes masks
-        head, outputs = copy.copy(head), outputs[:2]
-        head.__class__ = RTMDetHead
+    for cls, (plain, num_outputs) in _PLAIN_HEADS.items():
+        if isinstance(head, cls):
+            head, outputs = copy.copy(head), outputs[:num_outputs]
+            head.__class__ = plain
     scores = [_falling(level, head.num_classes) for level in outputs[0]]
     batch_size = len(scores[0])
     meta = dict(img_shape=(2**20, 2**20), ori_shape=(2**20, 2**20), scale_factor=(1.0, 1.0))

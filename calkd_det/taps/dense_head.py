@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import Activation, BoxPredictions, HeadAnswer, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, CLASS_AND_BOX, Tap
+from calkd_det.taps.base import BEFORE_HEADS, CLASS, CLASS_AND_BOX, Tap, keep_children
 from calkd_det.taps.dense_boxes import (
     distribution_bins,
     drop_other_parts,
@@ -179,6 +179,7 @@ class DenseHeadTap(Tap):
             self._checked_rows.add(head)
 
     def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
+        keep_children(detector, (*BEFORE_HEADS, 'bbox_head'))
         head = detector.bbox_head
         if 'box' in kinds:
             drop_other_parts(head)

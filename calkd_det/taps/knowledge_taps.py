@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import FeatureMaps, HeadAnswer, Kind, Knowledge
-from calkd_det.taps.base import CLASS_AND_BOX, Tap
-from calkd_det.taps.box_head import keep_children
+from calkd_det.taps.base import BEFORE_HEADS, CLASS_AND_BOX, Tap, keep_children
 from calkd_det.taps.feature_maps import FeatureMapTap, feature_source
 from calkd_det.taps.refused import (
     describe_heads,
@@ -23,9 +22,6 @@ from calkd_det.taps.registry import find_tap
 from calkd_det.taps.self_test import check_answers
 
 Answer = Union[HeadAnswer, tuple[Tensor, ...]]
-
-# What computes the features of every detector of mmdet.
-_BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
 
 
 class KnowledgeTaps:
@@ -69,7 +65,7 @@ class KnowledgeTaps:
     def keep(self, detector: nn.Module) -> None:
         """Remove, in place, every part of a frozen detector that :meth:`answer` does not run."""
         if self.head is None:
-            keep_children(detector, _BEFORE_HEADS)
+            keep_children(detector, BEFORE_HEADS)
         else:
             self.head.keep(detector, self.kinds)
 

@@ -13,13 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import HeadAnswer, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, Tap
+from calkd_det.taps.base import BEFORE_HEADS, CLASS, Tap
 
 # In standard deviations of the logits or boxes. The same operations in float32 may differ in their
 # order.
 TOLERANCE = 1e-4
-# Children of a detector that run before its heads.
-_BEFORE_HEADS = ('data_preprocessor', 'backbone', 'neck')
 
 # Detectors by the kinds that were checked.
 _checked: defaultdict[frozenset[Kind], WeakSet[nn.Module]] = defaultdict(WeakSet)
@@ -111,7 +109,7 @@ def _copy_heads(detector: nn.Module) -> nn.Module:
     """Return the detector's heads on the CPU, in eval mode, with random float32 weights."""
     twin = copy.copy(detector)
     children = {
-        name: child for name, child in detector._modules.items() if name not in _BEFORE_HEADS
+        name: child for name, child in detector._modules.items() if name not in BEFORE_HEADS
     }
     twin._modules = copy.deepcopy(children)
     for module in filter(None, twin._modules.values()):

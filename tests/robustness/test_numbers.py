@@ -18,8 +18,8 @@ from small_runs import log_of, run
 from torch import nn
 
 from calkd_det.detectors import finite_watch
+from calkd_det.knowledge import HeadAnswer, HeadSamples
 from calkd_det.losses.kd_loss import kd_loss
-from calkd_det.taps import HeadSamples
 
 Teacher = tuple[nn.Module, Path]
 
@@ -109,8 +109,8 @@ def test_samples_without_finite_teacher_logits_are_as_if_not_sampled(value: floa
     teacher = torch.randn(8, 4)
     spoilt = teacher.clone()
     spoilt[2, 1], spoilt[5] = value, value
-    group, answer = finite_watch.leave_out_non_finite(samples, spoilt)
-    loss = kd_loss(group.logits, answer, group.weights)
+    group, answer = samples.without_non_finite(HeadAnswer(spoilt))
+    loss = kd_loss(group.logits, answer.logits, group.weights)
     (grad,) = torch.autograd.grad(loss, logits)
     kept = torch.tensor([0, 1, 3, 4, 6, 7])
     expected = kd_loss(logits[kept], teacher[kept], samples.weights[kept])
@@ -119,9 +119,9 @@ def test_samples_without_finite_teacher_logits_are_as_if_not_sampled(value: floa
     torch.testing.assert_close(grad, expected_grad)
     assert not grad[[2, 5]].any()
 
-    unchanged, same = finite_watch.leave_out_non_finite(samples, teacher.clone())
+    unchanged, same = samples.without_non_finite(HeadAnswer(teacher.clone()))
     assert torch.equal(unchanged.weights, samples.weights)
-    assert torch.equal(same, teacher)
+    assert torch.equal(same.logits, teacher)
 
 
 @pytest.mark.parametrize('tau', [0.1, 1.0, 20.0])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.dense_heads import RTMDetInsHead
+from mmdet.models.dense_heads.condinst_head import CondInstBboxHead
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
@@ -52,7 +53,7 @@ def build(name: str, **head: Any) -> nn.Module:
 
 
 def is_instance_head(detector: nn.Module) -> bool:
-    return isinstance(detector.bbox_head, RTMDetInsHead)
+    return isinstance(detector.bbox_head, (RTMDetInsHead, CondInstBboxHead))
 
 
 def batch(detector: nn.Module, masks: bool | None = None) -> dict[str, list]:
