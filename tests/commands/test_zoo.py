@@ -115,6 +115,8 @@ def test_reasons_name_no_folder_of_the_machine() -> None:
     folder = Path(mmdet.__file__).parent
     error = FileNotFoundError(f"no file '{folder}/configs/NAME.py'\nand more")
     assert describe_error(error) == "FileNotFoundError: no file 'mmdet/configs/NAME.py'"
+    compiled = RuntimeError('failed at "/build/mmcv-2.1.0/mmcv/ops/roi_align.cpp":138')
+    assert describe_error(compiled) == 'RuntimeError: failed at "mmcv/ops/roi_align.cpp":138'
 
 
 def test_boxes_that_are_not_read_have_a_reason_of_their_own(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,8 @@ from mmengine.config import Config, ConfigDict
 from calkd_det.errors import ConfigError
 
 _BASE = '_base_'
+# What stands in a path before the folder of a package.
+_FOLDER = re.compile(r'(?:/[^\s"\'/]+)*/(?=(?:mmdet|mmcv|mmengine)/)')
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ def iterate_configs(pattern: str) -> Iterator[ZooConfig]:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the type of an error and the first line of its message, without mmdet's folder."""
+    """Return the type of an error and the first line of its message.
+
+    Paths begin with the package that they are in, and name no folder of the machine.
+    """
     first_line = str(error).strip().split('\n', maxsplit=1)[0]
-    folder = str(Path(mmdet.__file__).parent)
-    return f'{type(error).__name__}: {" ".join(first_line.replace(folder, "mmdet").split())}'
+    return f'{type(error).__name__}: {" ".join(_FOLDER.sub("", first_line).split())}'
 
 
 def class_name(cfg: ConfigDict) -> str:
