@@ -1,41 +1,25 @@
-"""Which knowledge helps a RetinaNet: classes, features, boxes, and together.
+"""Which knowledge helps a RetinaNet: the cells of knowledge_faster.py, with losses for sigmoids."""
 
-The student's neck is as wide as the teacher's, so that PKD can compare feature maps. The teacher is
-calibrated by its fitted T in every cell.
-"""
-
-_base_ = './_base_/fashion.py'
+_base_ = './knowledge_faster.py'
 config_path = __import__('calkd_det').config_path
 
 start = 'work_dirs/study/retina-start'
 teacher = 'RetinaNet r18-16'
-parts = dict(
-    cls=dict(type='BinaryKDLoss', loss_weight=1.0),
-    feat=dict(type='PKDLoss', loss_weight=10.0),
-    bbox=dict(type='BoxKDLoss', loss_weight=1.0),
-)
-cells = {
-    'classes': ['cls'],
-    'features': ['feat'],
-    'boxes': ['bbox'],
-    'classes and features': ['cls', 'feat'],
-    'all': ['cls', 'feat', 'bbox'],
-}
+parts = dict(cls=dict(type='BinaryKDLoss'), feat=dict(loss_weight=10.0))
 
+make_digits, train_start = _base_.study.prepare
 study = dict(
     name='knowledge-retinanet',
     title='Which knowledge: RetinaNet',
     prepare=[
-        _base_.study.prepare[0],
+        make_digits,
         dict(
             command=[
-                '{python}',
-                '{mmdet_tools}/train.py',
+                *train_start.command[:2],
                 '{tools}/../configs/studies/detectors/retina_start.py',
                 '--work-dir',
                 start,
-                '--cfg-options',
-                'randomness.seed=0',
+                *train_start.command[5:],
             ],
             creates=start + '/epoch_8.pth',
         ),
@@ -52,18 +36,9 @@ study = dict(
                 name=name,
                 teacher=teacher,
                 temperature='fitted',
-                loss={key: parts[key] for key in keys},
+                loss={key: {**_base_.parts[key], **parts.get(key, {})} for key in keys},
             )
-            for name, keys in cells.items()
+            for name, keys in _base_.cells.items()
         ),
     ],
-    seeds=[0, 1, 2],
-    comparisons=[
-        *(dict(of=name, to='alone') for name in cells),
-        dict(of='classes and features', to='classes'),
-        dict(of='all', to='classes and features'),
-    ],
-    figures=['paired'],
-    page='docs/which-knowledge.md',
-    pictures='docs/which-knowledge',
 )
