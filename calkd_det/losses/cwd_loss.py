@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.losses.learnt import LearntFeatureLoss, alignment
+from calkd_det.losses.levels import iterate_levels
 from calkd_det.losses.standardisation import standardise
 
 
@@ -49,12 +50,11 @@ def cwd_loss(
         >>> cwd_loss(maps, [maps[0] + 1]) < 1e-6
         tensor(True)
     """
-    masks = [None] * len(teacher) if valid is None else valid
-    return torch.stack([_level(*maps, tau) for maps in zip(student, teacher, masks)]).sum()
+    levels = iterate_levels(student, teacher, valid)
+    return torch.stack([_level(*maps, tau) for maps in levels]).sum()
 
 
 def _level(student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float) -> Tensor:
-    student, teacher = student.float(), teacher.detach().float()
     own, other = (_log_places(maps / tau, mask) for maps in (student, teacher))
     divergence = F.kl_div(own, other, reduction='none', log_target=True)
     if mask is not None:
@@ -147,12 +147,12 @@ class CWDLoss(LearntFeatureLoss):
         valid: Sequence[Tensor] | None,
         boxes: Sequence[Tensor],
     ) -> Tensor:
-        student, teacher = ([maps.float() for maps in side] for side in (student, teacher))
         if self.levels:
-            student = [self.call_level(index, maps) for index, maps in enumerate(student)]
+            student = [self.call_level(index, maps.float()) for index, maps in enumerate(student)]
         if self.standardise:
-            masks = [None] * len(teacher) if valid is None else valid
-            student, teacher = (
-                [standardise(*maps) for maps in zip(side, masks)] for side in (student, teacher)
-            )
+            levels = [
+                (standardise(own, mask), standardise(other, mask))
+                for own, other, mask in iterate_levels(student, teacher, valid)
+            ]
+            student, teacher = zip(*levels)
         return cwd_loss(student, teacher, valid, tau=self.tau)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from calkd_det.losses.global_context import GlobalContext
 from calkd_det.losses.learnt import LearntFeatureLoss, alignment
+from calkd_det.losses.levels import iterate_levels
 
 
 def fgd_loss(
@@ -58,10 +59,8 @@ def fgd_loss(
         >>> fgd_loss(maps, maps, boxes)
         tensor(0.)
     """
-    masks = [None] * len(teacher) if valid is None else valid
     terms = []
-    for own, other, mask in zip(student, teacher, masks):
-        own, other = own.float(), other.detach().float()
+    for own, other, mask in iterate_levels(student, teacher, valid):
         places, channels = attention(own, mask, tau)
         teacher_places, teacher_channels = attention(other, mask, tau)
         foreground, background = box_masks(boxes, other, mask)
@@ -261,12 +260,11 @@ class FGDLoss(LearntFeatureLoss):
         valid: Sequence[Tensor] | None,
         boxes: Sequence[Tensor],
     ) -> Tensor:
-        masks = [None] * len(teacher) if valid is None else valid
         distances = student[0].new_zeros((), dtype=torch.float32)
         if self.levels:
             aligned = []
-            for level, (own, other, mask) in enumerate(zip(student, teacher, masks)):
-                maps, distance = self.call_level(level, own.float(), other.detach().float(), mask)
+            for level, maps_of_level in enumerate(iterate_levels(student, teacher, valid)):
+                maps, distance = self.call_level(level, *maps_of_level)
                 aligned.append(maps)
                 distances = distances + distance
             student = aligned

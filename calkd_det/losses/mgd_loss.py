@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.losses.learnt import LearntFeatureLoss, alignment
+from calkd_det.losses.levels import iterate_levels
 
 
 def mgd_loss(
@@ -46,10 +47,10 @@ def mgd_loss(
         tensor(128.)
     """
     terms = []
-    for level, (own, other) in enumerate(zip(generated, teacher)):
-        squares = (own.float() - other.detach().float()).square()
-        if valid is not None:
-            squares = squares * valid[level]
+    for own, other, mask in iterate_levels(generated, teacher, valid):
+        squares = (own - other).square()
+        if mask is not None:
+            squares = squares * mask
         terms.append(squares.sum() / len(other))
     return torch.stack(terms).sum()
 

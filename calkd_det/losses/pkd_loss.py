@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from calkd_det.losses.base import FeatureLoss
+from calkd_det.losses.levels import iterate_levels
 from calkd_det.losses.standardisation import standardise
 
 
@@ -50,12 +51,10 @@ def pkd_loss(
         >>> pkd_loss(maps, [3 * maps[0] + 1]) < 1e-6
         tensor(True)
     """
-    masks = [None] * len(teacher) if valid is None else valid
-    return torch.stack([_level(*maps) for maps in zip(student, teacher, masks)]).sum()
+    return torch.stack([_level(*maps) for maps in iterate_levels(student, teacher, valid)]).sum()
 
 
 def _level(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    student, teacher = student.float(), teacher.detach().float()
     own, other = standardise(student, mask), standardise(teacher, mask)
     count = teacher[:, 0].numel() if mask is None else mask.sum().clamp(min=1)
     return (own - other).square().sum() / (2 * count * teacher.shape[1])
