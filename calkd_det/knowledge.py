@@ -22,6 +22,15 @@ Kind = Literal['class', 'box', 'features']
 KINDS: tuple[Kind, ...] = ('class', 'box', 'features')
 
 
+def kind_of(loss: nn.Module) -> Kind:
+    """Return what a loss compares.
+
+    A user's own loss need not be a :class:`~calkd_det.losses.DistillationLoss`. Without a ``kind``
+    it compares class logits.
+    """
+    return getattr(loss, 'kind', 'class')
+
+
 @dataclass(frozen=True)
 class KnowledgeSizes:
     """Sizes of what a student and its teacher are compared on, each a pair of theirs.
@@ -226,10 +235,14 @@ class HeadSamples(Knowledge):
     def kinds(self) -> frozenset[Kind]:
         return frozenset({'class'} if self.boxes is None else {'class', 'box'})
 
+    @property
+    def num_classes(self) -> int:
+        """The number C of foreground classes, which is the label of the background."""
+        return self.logits.shape[1] - (self.activation == 'softmax')
+
     def foreground(self) -> Tensor:
         """Return the index of each foreground sample with a weight above zero, int64, (M,)."""
-        num_classes = self.logits.shape[1] - (self.activation == 'softmax')
-        return ((self.labels < num_classes) & (self.weights > 0)).nonzero().squeeze(1)
+        return ((self.labels < self.num_classes) & (self.weights > 0)).nonzero().squeeze(1)
 
     def select(self, rows: Tensor) -> HeadSamples:
         """Return some samples, without boxes; ``locations`` must have a row for each sample.
@@ -278,7 +291,7 @@ class HeadSamples(Knowledge):
         A loss of class logits is given ``avg_factor`` where its ``forward`` takes it. A user's own
         loss need not be a :class:`~calkd_det.losses.ClassLoss`, and may take four arguments only.
         """
-        if getattr(loss, 'kind', 'class') == 'box':
+        if kind_of(loss) == 'box':
             return self._compare_boxes(loss, answer)
         inputs = (self.logits, answer.logits, self.labels, self.weights)
         if 'avg_factor' in inspect.signature(loss.forward).parameters:
@@ -314,7 +327,6 @@ class FeatureMaps(Knowledge):
 
     Attributes:
         maps: The maps of L levels, float, each of shape (B, D, h, w).
-        image_sizes: Height and width in pixels of each of the B images, without its padding.
         batch_size: Height and width in pixels of the batched image.
         boxes: Boxes of the objects of each image, float, each of shape (G, 4), x1, y1, x2, y2 in
             pixels of the batched image.
@@ -325,7 +337,6 @@ class FeatureMaps(Knowledge):
     noun: ClassVar[str] = 'features'
 
     maps: tuple[Tensor, ...]
-    image_sizes: Sequence[tuple[int, int]]
     batch_size: tuple[int, int]
     boxes: Sequence[Tensor]
     valid: tuple[Tensor, ...] | None = None

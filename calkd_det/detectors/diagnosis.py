@@ -34,11 +34,6 @@ def predict(logits: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     return score, prediction.masked_fill(score < NO_OBJECT_SCORE, logits.shape[1])
 
 
-def num_classes(samples: HeadSamples) -> int:
-    """Return C, the label of the background."""
-    return samples.logits.shape[1] - (samples.activation == 'softmax')
-
-
 @torch.no_grad()
 def diagnose(samples: HeadSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
     """Return the log's figures on the teacher. They stay on the device.
@@ -58,7 +53,7 @@ def diagnose(samples: HeadSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
     """
     confidence, prediction = predict(teacher_logits, samples.activation)
     _, student_prediction = predict(samples.logits, samples.activation)
-    counted = (samples.labels < num_classes(samples)) & (samples.weights > 0)
+    counted = (samples.labels < samples.num_classes) & (samples.weights > 0)
     count = counted.sum().clamp(min=1)
     return {
         'teacher_confidence': confidence.masked_fill(~counted, 0).sum() / count,

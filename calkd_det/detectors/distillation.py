@@ -27,7 +27,7 @@ from calkd_det.detectors.runner_data import training_dataset
 from calkd_det.detectors.training_alone import NOT_GIVEN, tell_training_alone
 from calkd_det.detectors.undistillable import check_no_own_teacher, check_tracker
 from calkd_det.errors import ConfigError, did_you_mean
-from calkd_det.knowledge import HeadSamples, Kind, Knowledge
+from calkd_det.knowledge import HeadSamples, Kind, Knowledge, kind_of
 from calkd_det.losses import BoxLoss, DistillationLoss
 from calkd_det.taps import DENOISING, find_taps
 from calkd_det.teachers import FrozenTeacher
@@ -251,15 +251,6 @@ def _arguments(cls: type) -> set[str]:
     """Return the arguments of a detector's constructor and of those of its bases."""
     names = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
     return names - {'self', 'args', 'kwargs'}
-
-
-def kind_of(loss: nn.Module) -> Kind:
-    """Return what a loss compares.
-
-    A user's own loss need not be a :class:`~calkd_det.losses.DistillationLoss`. Without a ``kind``
-    it compares class logits.
-    """
-    return getattr(loss, 'kind', 'class')
 
 
 def config_key(name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from calkd_det.detectors.diagnosis import num_classes, predict
+from calkd_det.detectors.diagnosis import predict
 from calkd_det.detectors.judgement import Judgement, describe_blind, describe_exchanged, judge
 from calkd_det.detectors.runner_data import training_loader
 from calkd_det.taps import HeadSamples
@@ -135,7 +135,7 @@ def count_predictions(samples_and_logits: Sequence[tuple[HeadSamples, Tensor]]) 
         Float32, shape (C + 1, C + 1), on the device of the logits. The last row is the background,
         the last column "no class". The host does not wait for it.
     """
-    size = num_classes(samples_and_logits[0][0]) + 1
+    size = samples_and_logits[0][0].num_classes + 1
     counts = samples_and_logits[0][1].new_zeros(size * size, dtype=torch.float32)
     for samples, logits in samples_and_logits:
         _, prediction = predict(logits, samples.activation)

@@ -61,7 +61,6 @@ class FeatureMapTap:
         pieces.append(
             FeatureMaps(
                 maps=runs[0],
-                image_sizes=sizes,
                 batch_size=batch_size,
                 boxes=[_boxes(sample, runs[0][0]) for sample in data_samples],
                 valid=_places_of_images(runs[0], sizes, batch_size),

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calkd_det.commands.benchmark.subject import Subject, as_leaves
-from calkd_det.detectors.distillation import kind_of
-from calkd_det.knowledge import Knowledge
+from calkd_det.knowledge import Knowledge, kind_of
 from calkd_det.taps import find_taps
 from calkd_det.teachers.folding import fold_batchnorm
 

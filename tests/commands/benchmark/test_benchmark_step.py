@@ -151,7 +151,7 @@ def test_a_loss_computes_a_fresh_gradient_each_time() -> None:
     maps = torch.randn(2, 3, 4, 4, requires_grad=True)
     gradients: list[torch.Tensor] = []
     maps.register_hook(gradients.append)
-    piece = FeatureMaps((maps,), [(32, 32)] * 2, (32, 32), [torch.zeros(0, 4)] * 2)
+    piece = FeatureMaps((maps,), (32, 32), [torch.zeros(0, 4)] * 2)
     teacher = torch.randn(2, 3, 4, 4)
     for _ in range(2):
         value = compare(PKDLoss(2.0, 1), [(piece, (teacher,))], nullcontext())
@@ -166,7 +166,7 @@ def test_leaves_begin_a_new_graph() -> None:
     weight = torch.ones(2, 3, 4, 4, requires_grad=True)
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     boxes = [torch.zeros(1, 4)]
-    piece = FeatureMaps((2 * weight, 3 * weight), [(32, 32)], (32, 32), boxes, (mask, mask))
+    piece = FeatureMaps((2 * weight, 3 * weight), (32, 32), boxes, (mask, mask))
     leaves = as_leaves(piece)
     assert all(maps.is_leaf and maps.requires_grad for maps in leaves.maps)
     assert torch.equal(leaves.maps[1], piece.maps[1])
