@@ -430,6 +430,7 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path, pack):
 
 
 GOOD_IDX = idx_bytes(np.zeros((2, 3, 4)))
+GZIPPED_IDX = gzip.compress(GOOD_IDX, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -442,8 +443,19 @@ GOOD_IDX = idx_bytes(np.zeros((2, 3, 4)))
         (GOOD_IDX[:-1], '23 values where its header says 24'),
         (GOOD_IDX + b'\0', '25 values where its header says 24'),
         (GOOD_IDX[:4] + b'\xff' * 12, 'its header says 7922'),
-        (gzip.compress(GOOD_IDX)[:-9], 'cannot be read'),
-        (gzip.compress(GOOD_IDX)[:12] + b'\xff\xff\xff', 'cannot be read'),
+        (GZIPPED_IDX[:-9], 'cannot be read'),
+        (GZIPPED_IDX[:12] + b'\xff\xff\xff', 'cannot be read'),
+    ],
+    ids=[
+        'empty',
+        'other-type',
+        'other-dimensions',
+        'cut-header',
+        'cut-data',
+        'more-data',
+        'huge-sizes',
+        'cut-gzip',
+        'damaged-gzip',
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path, data, message):
