@@ -366,7 +366,7 @@ class FeatureMaps(Knowledge):
         valid = self.valid or [torch.ones_like(mask) for mask in finite]
         return (
             replace(self, valid=tuple(a & b for a, b in zip(valid, finite))),
-            tuple(maps.where(mask, 0) for maps, mask in zip(answer, finite)),
+            tuple(maps.masked_fill_(~mask, 0) for maps, mask in zip(answer, finite)),
         )
 
     def compare(self, loss: nn.Module, answer: tuple[Tensor, ...]) -> Tensor:

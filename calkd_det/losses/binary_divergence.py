@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Optional
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-# Number of logits in a chunk: so few that its temporaries fit the cache of a CPU; on other
-# devices so many that few kernels are started.
-CHUNK_ON_CPU = 2**17
-CHUNK_ELSEWHERE = 2**22
+from calkd_det.losses.chunks import chunks
+from calkd_det.losses.slopes import with_slopes
 
 # Factor on slopes that are stored in float16. No slope exceeds 1.06, so that none overflows. Only
 # slopes far below float16's smallest number become zero.
@@ -61,59 +55,26 @@ def binary_divergence(
     Raises:
         RuntimeError: In the backward pass, where ``create_graph=True``.
     """
-    needs_gradient = torch.is_grad_enabled() and student_logits.requires_grad
-    return _BinaryDivergence.apply(
-        student_logits, teacher_logits.detach(), weights, tau, scale_by_difference, needs_gradient
-    )
-
-
-class _BinaryDivergence(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        weights: Tensor,
-        tau: float,
-        scale_by_difference: bool,
-        needs_gradient: bool,
-    ) -> Tensor:
-        dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    with torch.no_grad():
         weights = weights.to(dtype)
         divergences = weights.new_empty(len(student_logits))
-        slopes = torch.empty_like(student_logits) if needs_gradient else None
-        for rows in _chunks(student_logits):
+        slopes = torch.empty_like(student_logits)
+        for rows in chunks(student_logits, dim=0):
             divergences[rows], slope = _divergence_and_slope(
                 student_logits[rows].to(dtype) / tau,
                 teacher_logits[rows].to(dtype) / tau,
                 scale_by_difference,
-                needs_gradient,
             )
-            if slopes is not None:
-                slopes[rows] = slope.mul_(_scale(slopes))
-        if slopes is not None:
-            ctx.save_for_backward(slopes, weights / (tau * _scale(slopes)))
-        return (weights * divergences).sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Optional[Tensor], ...]:
-        # torch's once_differentiable would give a second derivative of zero without an error.
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                'BinaryKDLoss can be differentiated once only: its gradient has no graph, so that '
-                'create_graph=True does not work with it'
-            )
-        slopes, factors = ctx.saved_tensors
-        factors = (grad_output * factors)[:, None]
-        gradient = torch.empty_like(slopes)
-        for rows in _chunks(slopes):
-            gradient[rows] = slopes[rows] * factors[rows]
-        return gradient, None, None, None, None, None
+            slopes[rows] = slope.mul_(_scale(slopes))
+        value = (weights * divergences).sum()
+        factors = (weights / (tau * _scale(slopes)))[:, None]
+    return with_slopes(value, student_logits, slopes, factors)
 
 
 def _divergence_and_slope(
-    student: Tensor, teacher: Tensor, scale_by_difference: bool, needs_gradient: bool
-) -> tuple[Tensor, Optional[Tensor]]:
+    student: Tensor, teacher: Tensor, scale_by_difference: bool
+) -> tuple[Tensor, Tensor]:
     """Return each sample's divergence, (n,), and its slopes by the student's logits, (n, C)."""
     # The divergence is that of the scores of "no", too. Of the two, the one whose teacher's logit
     # is below zero loses no digits where both scores are near 0 or near 1.
@@ -126,19 +87,9 @@ def _divergence_and_slope(
     difference = student_score - teacher_score
     if not scale_by_difference:
         return divergence.sum(dim=1), difference.mul_(sign)
-    slope = None
-    if needs_gradient:
-        slope = student_score.addcmul_(student_score, student_score, value=-1).mul_(divergence)
-        slope = slope.addcmul_(difference, difference).copysign_(difference).mul_(sign)
+    slope = student_score.addcmul_(student_score, student_score, value=-1).mul_(divergence)
+    slope = slope.addcmul_(difference, difference).copysign_(difference).mul_(sign)
     return divergence.mul_(difference.abs_()).sum(dim=1), slope
-
-
-def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Yield slices of the samples, each with about as many logits as a chunk."""
-    size = CHUNK_ON_CPU if logits.device.type == 'cpu' else CHUNK_ELSEWHERE
-    step = max(size // max(logits.shape[1], 1), 1)
-    for start in range(0, len(logits), step):
-        yield slice(start, start + step)
 
 
 def _scale(slopes: Tensor) -> float:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.losses.learnt import LearntFeatureLoss, alignment
-from calkd_det.losses.levels import iterate_levels
+from calkd_det.losses.levels import compare_by_channels, iterate_levels
 from calkd_det.losses.standardisation import standardise
 
 
@@ -42,7 +42,7 @@ def cwd_loss(
         tau: The distillation temperature, > 0, that softens both sides.
 
     Returns:
-        A float32 scalar.
+        A float32 scalar. It can be differentiated once.
 
     Example:
         >>> import torch
@@ -50,24 +50,42 @@ def cwd_loss(
         >>> cwd_loss(maps, [maps[0] + 1]) < 1e-6
         tensor(True)
     """
-    levels = iterate_levels(student, teacher, valid)
-    return torch.stack([_level(*maps, tau) for maps in levels]).sum()
+    return compare_by_channels(partial(_compare, tau=tau), student, teacher, valid)
 
 
-def _level(student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float) -> Tensor:
-    own, other = (_log_places(maps / tau, mask) for maps in (student, teacher))
-    divergence = F.kl_div(own, other, reduction='none', log_target=True)
+def _compare(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return the divergences of some channels per image, and the slopes.
+
+    The slope of a divergence is :math:`(\phi(s) - \phi(t)) / \tau`.
+    """
+    own, other = (_rows(maps / tau, mask) for maps in (student, teacher))
+    own_shares, own_constant = _softmax(own)
+    shares, constant = _softmax(other)
+    log_ratios = (other - own).sub_(constant - own_constant)
+    divergence = log_ratios.mul_(shares).sum()
+    slopes = own_shares.sub_(shares).mul_(tau / len(teacher))
+    return divergence * (tau**2 / len(teacher)), slopes.view_as(student)
+
+
+def _rows(maps: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the values of each channel, shape (N, D, h * w), the least number where masked."""
     if mask is not None:
-        divergence = divergence.masked_fill(~mask.flatten(2), 0.0)
-    return tau**2 * divergence.sum() / (teacher.shape[0] * teacher.shape[1])
-
-
-def _log_places(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the log-softmax over the valid places of each channel, shape (N, D, h * w)."""
-    if mask is not None:
-        # The least number, not -inf, so that no difference of two is a NaN.
+        # Not -inf, so that no difference of two is a NaN.
         maps = maps.masked_fill(~mask, torch.finfo(maps.dtype).min)
-    return maps.flatten(2).log_softmax(dim=2)
+    return maps.flatten(2)
+
+
+def _softmax(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the softmax over the last dimension, and the logarithm of its divisor, (…, 1).
+
+    ``log_softmax`` and its ``exp`` would compute each exponential twice.
+    """
+    highest = rows.amax(dim=-1, keepdim=True)
+    shares = (rows - highest).exp_()
+    divisor = shares.sum(dim=-1, keepdim=True)
+    return shares.div_(divisor), highest + divisor.log()
 
 
 @MODELS.register_module()

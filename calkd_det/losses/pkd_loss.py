@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
 from calkd_det.losses.base import FeatureLoss
-from calkd_det.losses.levels import iterate_levels
-from calkd_det.losses.standardisation import standardise
+from calkd_det.losses.levels import compare_by_channels
+from calkd_det.losses.standardisation import centre, inverse
 
 
 def pkd_loss(
@@ -43,7 +42,7 @@ def pkd_loss(
             are left out. None where all count.
 
     Returns:
-        A float32 scalar.
+        A float32 scalar. It can be differentiated once.
 
     Example:
         >>> import torch
@@ -51,13 +50,29 @@ def pkd_loss(
         >>> pkd_loss(maps, [3 * maps[0] + 1]) < 1e-6
         tensor(True)
     """
-    return torch.stack([_level(*maps) for maps in iterate_levels(student, teacher, valid)]).sum()
+    return compare_by_channels(_compare, student, teacher, valid)
 
 
-def _level(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    own, other = standardise(student, mask), standardise(teacher, mask)
+def _compare(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    r"""Return the distance of some channels and its slopes.
+
+    With :math:`\delta = \hat{s} - \hat{t}` the slope is, before the divisors M and D,
+
+    .. math::
+        \frac{1}{\sigma + \epsilon} \left(\delta - \hat{s} \,
+        \frac{\sigma + \epsilon}{(M - 1) \, \sigma} \sum_m \delta_m \hat{s}_m\right).
+    """
+    dims = (0, 2, 3)
+    own, deviation, degrees = centre(student, mask)
+    other, other_deviation, _ = centre(teacher, mask)
+    scale = inverse(deviation)
+    own *= scale
+    difference = own.addcmul(other, inverse(other_deviation), value=-1)
+    products = (difference * own).sum(dim=dims, keepdim=True)
+    share = products / (scale * degrees * deviation).where(deviation > 0, 1.0)
     count = teacher[:, 0].numel() if mask is None else mask.sum().clamp(min=1)
-    return (own - other).square().sum() / (2 * count * teacher.shape[1])
+    value = difference.square().sum() / (2 * count)
+    return value, difference.addcmul_(own, share, value=-1).mul_(scale / count)
 
 
 @MODELS.register_module()

@@ -23,15 +23,36 @@ def standardise(maps: Tensor, valid: Tensor | None = None) -> Tensor:
         >>> standardise(torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)).flatten()
         tensor([-1.0000,  0.0000,  1.0000])
     """
+    centred, deviation, _ = centre(maps, valid)
+    return centred * inverse(deviation)
+
+
+def centre(maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Subtract the mean of each channel, and return what :func:`standardise` divides by.
+
+    Args:
+        maps: Float, shape (B, D, h, w).
+        valid: See :func:`standardise`.
+
+    Returns:
+        The centred maps, zero where ``valid`` is false, as a tensor of their own; the unbiased
+        standard deviation, shape (1, D, 1, 1); and the degrees of freedom, a scalar.
+    """
     dims = (0, 2, 3)
     if valid is None:
         centred = maps - maps.mean(dim=dims, keepdim=True)
-        degrees: Tensor | int = max(maps[:, 0].numel() - 1, 1)
+        degrees = maps.new_tensor(max(maps[:, 0].numel() - 1, 1))
     else:
         count = valid.sum()
-        mean = (maps * valid).sum(dim=dims, keepdim=True) / count.clamp(min=1)
-        centred = (maps - mean) * valid
-        degrees = (count - 1).clamp(min=1)
+        centred = maps * valid
+        mean = centred.sum(dim=dims, keepdim=True) / count.clamp(min=1)
+        centred = centred.addcmul_(valid.to(maps.dtype), mean, value=-1)
+        degrees = (count - 1).clamp(min=1).to(maps.dtype)
     variance = centred.square().sum(dim=dims, keepdim=True) / degrees
     varies = variance > 0
-    return centred * (varies / (variance.where(varies, 1.0).sqrt() + EPS))
+    return centred, variance.where(varies, 1.0).sqrt() * varies, degrees
+
+
+def inverse(deviation: Tensor) -> Tensor:
+    r"""Return :math:`1 / (\sigma + \epsilon)`, or zero where a channel is constant."""
+    return (deviation > 0) / (deviation + EPS)

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.checkpoint import checkpoint
 
 from calkd_det.commands.benchmark.loss_cost import loss_memory, plain_binary_kd_loss
-from calkd_det.losses import BinaryKDLoss, binary_divergence, binary_kd_loss
+from calkd_det.losses import BinaryKDLoss, binary_divergence, binary_kd_loss, chunks
 
 # Of 40 samples and 5 classes: a sample each, 7 samples (not a divisor of 40), all, more than all.
 CHUNKS = [1, 39, 200, 2**20]
@@ -19,7 +19,7 @@ CHUNKS = [1, 39, 200, 2**20]
 
 @pytest.fixture(params=CHUNKS)
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binary_divergence, 'CHUNK_ON_CPU', request.param)
+    monkeypatch.setattr(chunks, 'CHUNK_ON_CPU', request.param)
 
 
 def double(n: int = 40, classes: int = 5) -> tuple[Tensor, ...]:
@@ -199,7 +199,7 @@ def test_compiled(weighting: str) -> None:
 def test_memory_in_logits_tensors(
     weighting: str, kept: int, peak: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary_divergence, 'CHUNK_ON_CPU', 2**12)
+    monkeypatch.setattr(chunks, 'CHUNK_ON_CPU', 2**12)
     z_s, z_t, _, _ = samples(4000, 80)
     z_s, z_t = z_s.to(dtype).requires_grad_(), z_t.to(dtype)
     labels = torch.full((4000,), 80)
