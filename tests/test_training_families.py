@@ -16,6 +16,8 @@ from calkd_det import config_path
 from calkd_det.datasets.mini import write_mini_dataset
 
 CONFIGS = (
+    'calkd-cwd_faster-rcnn_r18-teacher-student_fpn_12e_mini',
+    'calkd-ld_gfl_r18-teacher-student_fpn_12e_mini',
     'calkd_cascade-rcnn_r18-teacher-student_fpn_12e_mini',
     'calkd_retinanet_r18-teacher-student_fpn_12e_mini',
     'calkd_fcos_r18-teacher-student_fpn_12e_mini',
@@ -61,12 +63,14 @@ def test_a_student_comes_closer_to_its_teacher(name: str, data: Path, tmp_path: 
     teacher = Config.fromfile(cfg.model.teacher.config)
     train(teacher, data, tmp_path / f'{name}-teacher', epochs=4)
     cfg.model.teacher.checkpoint = str(tmp_path / f'{name}-teacher' / 'epoch_4.pth')
-    if cfg.model.distillation.type == 'BinaryKDLoss':
-        cfg.model.distillation.loss_weight = 10.0  # few steps: to follow the teacher above all
+    distillation = cfg.model.distillation
+    for loss in [distillation] if 'type' in distillation else distillation.values():
+        if loss.type != 'KDLoss':
+            loss.loss_weight = 10.0  # few steps: to follow the teacher above all
 
     logs = train(cfg, data, tmp_path / f'{name}-student', epochs=6)
     assert len(logs) == 36
-    losses = {key for key in logs[0] if key.endswith('loss_kd')}
+    losses = {key for key in logs[0] if 'loss_kd' in key}
     assert losses
     for key in losses:
         values = [row[key] for row in logs]
