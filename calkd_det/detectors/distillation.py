@@ -47,6 +47,10 @@ class DistillationMixin:
     ``teacher`` or ``distillation``, or with ``loss_weight=0``, so does its training step. Losses
     with learnt parts are its child ``learnt_parts``, of which its state dict holds nothing.
 
+    Attributes:
+        stopped: Whether distillation has ended before the training, see
+            :class:`~calkd_det.hooks.StopDistillationHook`.
+
     Args:
         teacher: ``dict(config=..., checkpoint=..., calibrator=...)``, see
             :class:`~calkd_det.teachers.FrozenTeacher`. Loaded when training starts.
@@ -91,6 +95,7 @@ class DistillationMixin:
             self.distillation = build_losses(distillation)
         self.learnt_parts = find_learnt_parts(self.distillation)
         self._check_losses()
+        self.stopped = False
         self._finite_watch = FiniteWatch()
         self._evidence = TeacherEvidence()
         self._checked_resume = False
@@ -115,7 +120,7 @@ class DistillationMixin:
     @property
     def distilling(self) -> bool:
         """Whether a step calls the teacher."""
-        return any(loss.loss_weight != 0 for loss in self.distillation.values())
+        return not self.stopped and any(loss.loss_weight for loss in self.distillation.values())
 
     @property
     def knowledge_kinds(self) -> frozenset[Kind]:
@@ -136,7 +141,10 @@ class DistillationMixin:
         if not self.distilling:
             if self.training:
                 self._tell_alone()
-            return super().loss(batch_inputs, batch_data_samples, **kwargs)
+            losses = super().loss(batch_inputs, batch_data_samples, **kwargs)
+            if self.stopped and self.learnt_parts is not None:
+                losses.update(self.learnt_parts.zeros())
+            return losses
         return self._distilled_loss(batch_inputs, batch_data_samples, **kwargs)
 
     # Dynamo does not see the tap's hooks: inside torch.compile the step runs as written.

@@ -49,6 +49,16 @@ class LearntParts(nn.ModuleDict):
         """Return the state dict of the detector as it is, without anything of these parts."""
         return {} if destination is None else destination
 
+    def zeros(self) -> dict[str, Tensor]:
+        """Return a zero for each loss, with a graph of all its parameters.
+
+        Distributed training waits for a gradient of each parameter in each step.
+        """
+        return {
+            name: sum(0 * parameter.sum() for parameter in loss.parameters())
+            for name, loss in self.items()
+        }
+
     def own_state_dict(self) -> dict[str, Any]:
         """Return the state dict of these parts."""
         return super().state_dict()

@@ -22,3 +22,4 @@ model = dict(
         ),
     ),
 )
+custom_hooks = [*_base_.custom_hooks, dict(type='StopDistillationHook', stop_epoch=280)]
