@@ -31,13 +31,24 @@ def fill_blocks(page: str, blocks: Mapping[str, str]) -> str:
     return page
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, aligned so that it also reads as text; its head is first."""
+def table(rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
+    """Return a Markdown table, aligned so that it also reads as text; its head is first.
+
+    Args:
+        rows: The cells.
+        texts: The number of columns, from the left, that are aligned to the left.
+    """
     # A column that is aligned to the right has a rule of two signs at least.
     widths = [max(2, *map(len, column)) for column in zip(*rows)]
-    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+    rule = [
+        '-' * width if column < texts else '-' * (width - 1) + ':'
+        for column, width in enumerate(widths)
+    ]
     aligned = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        [
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
         for row in (rows[0], rule, *rows[1:])
     ]
     return '\n'.join(f'| {" | ".join(row)} |' for row in aligned)

@@ -65,7 +65,7 @@ def format_page(students: Sequence[Student], steps: dict[tuple, str], command: s
     sections = [
         INTRODUCTION.format(command=command),
         summarise(students) + '\n',
-        table(rows) + '\n' if built else '',
+        table(rows, texts=3) + '\n' if built else '',
         '\n'.join(notes) + '\n' if notes else '',
         _section('Classes that cannot be distilled', [s.refused_class for s in students]),
         _section('Not built here', [s.unreadable for s in students]),
