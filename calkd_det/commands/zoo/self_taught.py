@@ -27,7 +27,7 @@ from calkd_det.taps import find_tap
 SIDES = (128, 384)
 NUM_IMAGES = 2
 NUM_ROIS = 64
-# A loss between two equal networks is rounding error; the teacher's BatchNorm is folded.
+# A loss between two equal networks is rounding error.
 TOLERANCE = 1e-4
 _CLASS_LOSSES: dict[Activation, str] = {'softmax': 'KDLoss', 'sigmoid': 'BinaryKDLoss'}
 _LOSSES: dict[Kind, str] = {'box': 'BoxKDLoss', 'features': 'PKDLoss'}
@@ -83,6 +83,11 @@ def _build(model: ConfigDict, kinds: Sequence[Kind], checkpoint: Path) -> nn.Mod
     student = MODELS.build(cfg).train()
     if hasattr(student, 'level_embed'):  # without values before init_weights
         nn.init.normal_(student.level_embed)
+    for module in student.modules():
+        if isinstance(module, _BatchNorm) and module.running_var is not None:
+            # So that it scales by 1 and folding it rounds nothing: detectors of two stages choose
+            # queries by scores that are nearly equal here.
+            module.running_var.fill_(1 - module.eps)
     torch.save(dict(meta={}, state_dict=student.state_dict()), checkpoint)
     # As the teacher, whose mode is that of evaluation.
     for module in student.modules():
