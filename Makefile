@@ -2,11 +2,28 @@
 # Both create the environment they need in .venv (about ten minutes on two cores the first time,
 # nearly all of it mmcv's operators being compiled).
 PYTHON ?= python3.11
+# The versions to run with: current, classic (torch 2.1) or onedl (the maintained forks). Each has an
+# environment of its own: make test STACK=classic
+STACK ?= current
 # Another build of torch, e.g. for your CUDA: make demo TORCH="torch==2.13.0 --index-url URL"
+ifeq ($(STACK),current)
+VENV := .venv
 TORCH ?= torch==2.13.0
 MMCV ?= mmcv==2.1.0
-
-VENV := .venv
+else ifeq ($(STACK),classic)
+VENV := .venv-classic
+TORCH ?= torch==2.1.2 numpy==1.26.4
+MMCV ?= mmcv==2.1.0
+else ifeq ($(STACK),onedl)
+VENV := .venv-onedl
+TORCH ?= torch==2.13.0
+MMCV ?= onedl-mmcv==2.3.6
+else
+$(error STACK is '$(STACK)', but must be current, classic or onedl)
+endif
+# What the stack replaces in requirements/tested.txt, and the names that it leaves out there.
+OWN := $(wildcard requirements/$(STACK).txt)
+LEFT_OUT := $(if $(filter onedl,$(STACK)),^mm,^$$)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/oracles
@@ -15,7 +32,7 @@ ORACLES := $(VENV)/oracles
 
 help:
 	@echo 'make demo   train a teacher and a student in four ways on the embedded data; report in work_dirs/demo'
-	@echo 'make test   lint and run every test'
+	@echo 'make test   lint and run every test; STACK=classic or onedl takes other versions'
 	@echo 'make study-smoke  a study of four cells in minutes; report in work_dirs/study-smoke'
 	@echo 'make docs   build the site, strictly, into site/'
 	@echo 'make env    only create the environment in $(VENV)'
@@ -31,9 +48,10 @@ study-smoke: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
-test: lint $(ORACLES)/.ready
+# The independent implementations are compared with on the current versions only.
+test: lint $(if $(filter current,$(STACK)),$(ORACLES)/.ready)
 	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile
-	$(ORACLES)/bin/python -m pytest -m oracle
+	$(if $(filter current,$(STACK)),$(ORACLES)/bin/python -m pytest -m oracle)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -45,12 +63,14 @@ format: $(READY)
 
 env: $(READY)
 
-$(READY): requirements/tested.txt requirements/docs.txt setup.py pyproject.toml
+$(READY): requirements/tested.txt requirements/docs.txt $(OWN) setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "CalKD-Det is tested with Python 3.11; name it: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip 'setuptools>=77.0.3,<82' wheel ninja psutil
 	$(PIP) install $(TORCH)
-	$(PIP) install --no-deps -r requirements/tested.txt -r requirements/docs.txt
+	grep -v '$(LEFT_OUT)' requirements/tested.txt > $(VENV)/tested.txt
+	$(PIP) install --no-deps -r $(VENV)/tested.txt -r requirements/docs.txt
+	$(if $(OWN),$(PIP) install --no-deps -r $(OWN))
 	@echo 'Compiling the operators of mmcv, if pip has no wheel of them yet: about ten minutes'
 	MMCV_WITH_OPS=1 $(PIP) install --no-deps --no-build-isolation $(MMCV)
 	$(PIP) install --no-deps --no-build-isolation --editable .
@@ -64,4 +84,4 @@ $(ORACLES)/.ready: requirements/oracles.txt $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) data work_dirs
+	rm -rf .venv .venv-classic .venv-onedl data work_dirs

@@ -4,34 +4,67 @@ from __future__ import annotations
 
 import importlib
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 # Not in install_requires: the maintained forks install the same modules under other
 # distribution names, and pip would install both over each other.
-_NEEDED = ('torch', 'mmengine', 'mmcv', 'mmcv.ops', 'mmdet')
+_INSTALL = {
+    'torch': "pip install 'torch>=2.1'",
+    'mmengine': 'pip install mmengine==0.10.7',
+    'mmcv': 'pip install mmcv==2.1.0, which compiles for some minutes',
+    'mmcv.ops': 'mmcv has no operators for this torch (it is mmcv-lite, was built with '
+    'MMCV_WITH_OPS=0, or for another torch). Remove it, pip uninstall mmcv mmcv-lite, then '
+    'pip install --no-cache-dir mmcv==2.1.0',
+    'mmdet': 'pip install mmdet==3.3.0 mmcv==2.1.0; mmdet 3.3.0 takes mmcv below 2.2.0',
+}
 
 
 def check_stack() -> None:
     """Import each library that CalKD-Det needs.
 
     Raises:
-        ImportError: One is missing or broken. The message names it and what to install.
+        ImportError: One is missing, broken or of a version that does not work. The message names
+            it and what to install.
     """
-    for module in _NEEDED:
+    _check_numpy()
+    for module, install in _INSTALL.items():
         try:
             importlib.import_module(module)
-        except (ImportError, AssertionError) as error:  # mmdet asserts on mmcv's version
-            hint = (
-                'mmcv was built without its operators (mmcv-lite, or MMCV_WITH_OPS=0): '
-                'install the full mmcv'
-                if module == 'mmcv.ops'
-                else 'install torch, mmengine, mmcv (>=2.0, <2.2) and mmdet (>=3.0) first; '
-                'the README lists versions that are tested together'
-            )
-            raise ImportError(f"CalKD-Det cannot import '{module}' ({error}): {hint}") from error
+        except (ImportError, AssertionError, OSError) as error:  # mmdet asserts mmcv's version
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+            raise ImportError(
+                f"CalKD-Det cannot import '{module}' ({reason}). {install}. "
+                'The README lists versions that are tested together.'
+            ) from None
     import torch
 
     if not hasattr(torch, 'compiler'):
-        raise ImportError(f'CalKD-Det needs torch >= 2.1, but this is {torch.__version__}')
+        raise ImportError(
+            f'CalKD-Det needs torch >= 2.1, but this is {torch.__version__}. {_INSTALL["torch"]}, '
+            'and an mmcv that is built for it.'
+        )
+
+
+def _check_numpy() -> None:
+    """Check that torch can use the numpy that is installed, before it prints a screen of its own.
+
+    Raises:
+        ImportError: torch is older than 2.3 and numpy is of version 2 or later.
+    """
+    try:
+        torch, numpy = version('torch'), version('numpy')
+    except PackageNotFoundError:
+        return  # the import of the missing one says so
+    if _major_minor(torch) < (2, 3) and _major_minor(numpy) >= (2, 0):
+        raise ImportError(
+            f'CalKD-Det cannot run: torch {torch} is built for numpy 1, but numpy {numpy} is '
+            "installed. pip install 'numpy<2' 'opencv-python-headless<4.12'"
+        )
+
+
+def _major_minor(text: str) -> tuple[int, int]:
+    major, minor = text.split('.')[:2]
+    return int(major), int(minor)
 
 
 def installed_versions() -> dict[str, str]:
