@@ -20,8 +20,10 @@ from torch import nn
 register_all_modules()
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# Faster R-CNN has tests of its own; the rest are no experiments on COCO.
-OTHER_FOLDERS = {'_base_', 'examples', 'faster_rcnn', 'mini', 'studies'}
+# Faster R-CNN and detection transformers have tests of their own; the rest are no experiments on
+# COCO.
+TRANSFORMERS = {'deformable_detr', 'dino'}
+OTHER_FOLDERS = {'_base_', 'examples', 'faster_rcnn', 'mini', 'studies', *TRANSFORMERS}
 FILES = sorted(path for path in CONFIGS.glob('*/*.py') if path.parent.name not in OTHER_FOLDERS)
 CALKD_FILES = [path for path in FILES if path.name.startswith('calkd_')]
 ADDED = {'teacher', 'distillation'}

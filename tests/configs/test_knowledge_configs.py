@@ -32,6 +32,13 @@ ADDED = {
         feat=dict(type='PKDLoss', loss_weight=6.0, num_levels=5),
     ),
     'rtmdet/calkd-cwd': dict(feat=dict(type='CWDLoss', tau=1.0, loss_weight=1.0)),
+    'deformable_detr/calkd-box-pkd': dict(
+        bbox=dict(type='BoxKDLoss', loss_weight=1.0), feat=dict(type='PKDLoss', loss_weight=6.0)
+    ),
+    'dino/calkd-box-dn-pkd': dict(
+        bbox=dict(type='BoxKDLoss', loss_weight=1.0), feat=dict(type='PKDLoss', loss_weight=6.0)
+    ),
+    'dino/calkd-box-dn': dict(bbox=dict(type='BoxKDLoss', loss_weight=1.0)),
 }
 
 every_config = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
@@ -46,7 +53,7 @@ def plain(cfg: Config) -> Config:
 
 def test_all_are_named_here() -> None:
     assert {f'{path.parent.name}/{path.stem.split("_")[0]}' for path in FILES} == ADDED.keys()
-    assert len(FILES) == 11
+    assert len(FILES) == 15
 
 
 @every_config
