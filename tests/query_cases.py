@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import helpers
@@ -68,6 +70,33 @@ def detector_config(
         model.dn_cfg.group_cfg.num_dn_queries = 8
     model.update(changes)
     return model
+
+
+def distilled(
+    student: ConfigDict, teacher: ConfigDict, checkpoint: Path, **options: Any
+) -> nn.Module:
+    """A student in train mode, taught classes and boxes at T = 1.
+
+    Args:
+        student: Its plain config.
+        teacher: The teacher's.
+        checkpoint: The teacher's weights.
+        options: Further keys of ``model.teacher``.
+    """
+    cfg = copy.deepcopy(student)
+    cfg.type = f'CalKD{student.type}'
+    cfg.teacher = dict(
+        config=dict(model=teacher.to_dict()),
+        checkpoint=str(checkpoint),
+        calibrator=dict(type='TemperatureScaling', temperature=1.0),
+        **options,
+    )
+    kd = 'KDLoss' if student.type == 'DETR' else 'BinaryKDLoss'
+    cfg.distillation = dict(cls=dict(type=kd), bbox=dict(type='BoxKDLoss'))
+    detector = helpers.build(cfg)
+    detector.dataset_meta = dict(classes=CLASSES)
+    detector.init_weights()
+    return detector.train()
 
 
 def _shrink_layers(cfg: ConfigDict, embed_dims: int) -> None:

@@ -14,8 +14,8 @@ import pytest
 import query_cases
 import torch
 from helpers import CLASSES
-from mmengine.config import ConfigDict
 from pairs import distillation_losses, freeze_batchnorm, save
+from query_cases import distilled
 from torch import Tensor, nn
 
 from calkd_det.detectors import finite_watch
@@ -160,25 +160,6 @@ def test_answers_are_those_of_the_whole_head_on_random_features(name: str) -> No
 
 
 # Distilled detectors
-
-
-def distilled(
-    student: ConfigDict, teacher: ConfigDict, checkpoint: Path, **options: Any
-) -> nn.Module:
-    cfg = copy.deepcopy(student)
-    cfg.type = f'CalKD{student.type}'
-    cfg.teacher = dict(
-        config=dict(model=teacher.to_dict()),
-        checkpoint=str(checkpoint),
-        calibrator=dict(type='TemperatureScaling', temperature=1.0),
-        **options,
-    )
-    kd = 'KDLoss' if student.type == 'DETR' else 'BinaryKDLoss'
-    cfg.distillation = dict(cls=dict(type=kd), bbox=dict(type='BoxKDLoss'))
-    detector = helpers.build(cfg)
-    detector.dataset_meta = dict(classes=CLASSES)
-    detector.init_weights()
-    return detector.train()
 
 
 @pytest.fixture
