@@ -20,9 +20,11 @@ from calkd_det.calibration.scores import class_scores
 from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import HeadSamples, Knowledge
-from calkd_det.taps import DENOISING
+from calkd_det.taps import DENOISING, QueryTap
 
 MAX_SAMPLES = 16_384  # of a classifier in a step
+# Of the queries of a detection transformer: those with an object, and the others.
+MATCHED, REST = 'matched', 'rest'
 
 
 @HOOKS.register_module()
@@ -38,6 +40,10 @@ class TeacherCalibrationHook(Hook):
     A dense head has hundreds of thousands of samples a step. Of these the hook reads every n-th
     one, at most :data:`MAX_SAMPLES`, with another offset at each step. A background sample of a
     dense head counts as a miss, whatever its score.
+
+    A trained detection transformer gives one query an object a high score and low ones to the
+    others. The hook also logs ``teacher_ece_matched`` of the queries that are assigned to an
+    object, and ``teacher_ece_rest`` of the others, of which each counts as a miss under sigmoid.
 
     Args:
         interval: Number of iterations between updates of the log, > 0.
@@ -58,8 +64,10 @@ class TeacherCalibrationHook(Hook):
                     f'but is {value!r}'
                 )
         self.interval = interval
+        self.num_bins = num_bins
         self.total = ReliabilityAccumulator(num_bins)
-        self._unbinned: list[tuple[Tensor, Tensor]] = []
+        self.parts: dict[str, ReliabilityAccumulator] = {}
+        self._unbinned: list[tuple[Tensor, Tensor, Tensor]] = []
         self._steps = 0
         self._handle: RemovableHandle | None = None
 
@@ -71,7 +79,10 @@ class TeacherCalibrationHook(Hook):
                 f'is {type(model).__name__}: remove the hook, or use a CalKD detector'
             )
         if model.teacher is not None and model.teacher.network is not None:
-            self._handle = model.teacher.network.register_forward_hook(self._record_samples)
+            network = model.teacher.network
+            names = (MATCHED, REST) if isinstance(network.taps.head, QueryTap) else ()
+            self.parts = {name: ReliabilityAccumulator(self.num_bins) for name in names}
+            self._handle = network.register_forward_hook(self._record_samples)
 
     def after_train(self, runner: Runner) -> None:
         if self._handle is not None:
@@ -87,6 +98,7 @@ class TeacherCalibrationHook(Hook):
         ):
             return
         reliability = self._bin_samples()
+        parts = {name: over_processes(total) for name, total in self.parts.items()}
         if reliability is None:
             return
         figures = {
@@ -94,9 +106,12 @@ class TeacherCalibrationHook(Hook):
             'train/teacher_ece_over': reliability.ece_over,
             'train/teacher_ece_under': reliability.ece_under,
         }
+        parts = {name: part for name, part in parts.items() if part is not None}
+        figures |= {f'train/teacher_ece_{name}': part.ece for name, part in parts.items()}
         runner.message_hub.update_scalars(figures)
         if end_of_epoch:
-            runner.logger.info(describe(reliability))
+            of_parts = [describe_part(name, part) for name, part in parts.items()]
+            runner.logger.info(' '.join([describe(reliability), *of_parts]))
 
     def _record_samples(
         self,
@@ -116,7 +131,8 @@ class TeacherCalibrationHook(Hook):
             if answer.answered is not None:
                 left_out |= ~answer.answered[rows]
             confidence = confidence.masked_fill(left_out, math.nan)
-            self._unbinned.append((confidence, prediction == labels))
+            matched = labels < samples.num_classes
+            self._unbinned.append((confidence, prediction == labels, matched))
 
     def _select_rows(self, num_samples: int) -> slice:
         """Select every n-th sample of a dense head, with another offset at each step."""
@@ -126,16 +142,25 @@ class TeacherCalibrationHook(Hook):
 
     def _bin_samples(self) -> Reliability | None:
         if self._unbinned:
-            confidence, hit = (torch.cat(values) for values in zip(*self._unbinned))
+            confidence, hit, matched = (torch.cat(values) for values in zip(*self._unbinned))
             # Samples without weight are NaN, and so are those of a run that diverged.
             finite = confidence.isfinite()
             if finite.any():
                 self.total.update_confidences(confidence[finite], hit[finite])
+            for name, part in self.parts.items():
+                rows = finite & (matched if name == MATCHED else ~matched)
+                if rows.any():
+                    part.update_confidences(confidence[rows], hit[rows])
             self._unbinned.clear()
-        overall = ReliabilityAccumulator(self.total.sums.shape[1])
-        overall.sums = self.total.sums.clone()
-        all_reduce(overall.sums)
-        return overall.compute() if overall.sums[1].sum() > 0 else None
+        return over_processes(self.total)
+
+
+def over_processes(total: ReliabilityAccumulator) -> Reliability | None:
+    """Return the reliability of the samples of all processes; None where there are none."""
+    overall = ReliabilityAccumulator(total.sums.shape[1])
+    overall.sums = total.sums.clone()
+    all_reduce(overall.sums)
+    return overall.compute() if overall.sums[1].sum() > 0 else None
 
 
 def describe(reliability: Reliability) -> str:
@@ -146,4 +171,13 @@ def describe(reliability: Reliability) -> str:
         f'The calibrated teacher is {side} on {reliability.num_samples} training samples: mean '
         f'confidence {confidence:.4f}, accuracy {accuracy:.4f}, ECE {reliability.ece:.4f} '
         f'(over {reliability.ece_over:.4f}, under {reliability.ece_under:.4f}).'
+    )
+
+
+def describe_part(name: str, reliability: Reliability) -> str:
+    """Describe a teacher's calibration on a part of the queries in one sentence."""
+    return (
+        f'Queries {"with" if name == MATCHED else "without"} an object: '
+        f'{reliability.num_samples}, mean confidence {reliability.mean_confidence:.4f}, accuracy '
+        f'{reliability.mean_accuracy:.4f}, ECE {reliability.ece:.4f}.'
     )

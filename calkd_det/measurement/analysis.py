@@ -30,6 +30,9 @@ from calkd_det.measurement.collect import SampleStore
 NUM_BINS = 15
 DISTILLATION = 'distillation'
 
+# Sets of samples that together are those of distillation, by their names for a sentence.
+_PARTS = {'matched': 'queries with an object', 'rest': 'queries without an object'}
+
 # Two temperatures disagree if their intervals do not overlap and they differ by this factor.
 DISAGREEMENT_RATIO = 1.25
 
@@ -227,15 +230,22 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
 def readable_name(name: str) -> str:
     """Return the name of a set of samples for a sentence: ``RoIs of stage 1`` for ``s1``."""
     stage = re.fullmatch(r's(\d+)', name)
-    return f'RoIs of stage {stage[1]}' if stage else name
+    return f'RoIs of stage {stage[1]}' if stage else _PARTS.get(name, name)
+
+
+def is_part(name: str) -> bool:
+    """Return whether the samples of a set are among those of distillation."""
+    return readable_name(name) != name
 
 
 def disagree(one: TemperatureFit, other: TemperatureFit) -> bool:
     """Check whether two temperatures differ much and not by chance.
 
     They do if one is more than :data:`DISAGREEMENT_RATIO` times the other and their 95 % intervals
-    do not overlap.
+    do not overlap. A temperature at a bound of the search is none.
     """
+    if one.at_bound or other.at_bound:
+        return False
     low, high = sorted((one.temperature, other.temperature))
     if high <= DISAGREEMENT_RATIO * low or one.interval is None or other.interval is None:
         return False

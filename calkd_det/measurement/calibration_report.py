@@ -16,6 +16,7 @@ from calkd_det.measurement.analysis import (
     CalibrationResult,
     SetResult,
     format_temperature,
+    is_part,
     readable_name,
 )
 from calkd_det.measurement.calibrators import comparison_to_json
@@ -117,19 +118,22 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
     ]
     for name, result in report.sets.items():
         if name == DISTILLATION:
-            parts += ['## Samples of distillation']
+            parts += [
+                '## Samples of distillation',
+                'Distillation compares these, and T above is theirs.',
+            ]
         else:
-            is_stage = readable_name(name) != name
             parts += [
                 f'## For comparison: {readable_name(name)}',
                 'These are among the samples above.'
-                if is_stage
+                if is_part(name)
                 else 'These have no part in T above.',
             ]
         parts += [
             f'{result.description or name}: {result.num_samples:,} samples, '
             f'{result.num_foreground:,} of them labelled as objects.',
             _metric_table(result),
+            _bound_text(name, result),
             f'![Reliability before and after]({_diagram_file(name)})',
         ]
     if report.comparison is not None:
@@ -181,6 +185,16 @@ def _metric_table(result: SetResult) -> str:
         ]
         rows.append(f'| {title} | {" | ".join(cells)} |')
     return '\n'.join(rows)
+
+
+def _bound_text(name: str, result: SetResult) -> str:
+    """Say that the T of a set for comparison is no minimum; empty where it is one."""
+    if name == DISTILLATION or not result.fit.at_bound:
+        return ''
+    return (
+        f'T = {result.fit.temperature:g} is a bound of the search and no minimum: the likelihood '
+        'of these samples still rises beyond it.'
+    )
 
 
 def _class_fits_text(report: CalibrationResult) -> str:
