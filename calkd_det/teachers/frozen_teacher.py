@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
@@ -312,9 +313,10 @@ def build_detector(source: TeacherSource) -> nn.Module:
         TeacherError: mmdet cannot build it.
     """
     try:
-        # mmdet's own classes are meant, whatever scope the student's config works in.
+        # mmdet's own classes are meant, whatever scope the student's config works in. Building
+        # changes a config, so that some cannot be built again.
         with DefaultScope.overwrite_default_scope('mmdet'):
-            return MODELS.build(source.model)
+            return MODELS.build(copy.deepcopy(source.model))
     # Whatever mmdet raises on a wrong model config, the user must be told whose it is.
     except Exception as error:
         hint = inheritance_hint('config') if 'unexpected keyword' in str(error) else ''

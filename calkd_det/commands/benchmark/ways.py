@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from calkd_det.commands.benchmark.subject import Subject, as_leaves
 from calkd_det.knowledge import Knowledge, kind_of
 from calkd_det.taps import find_taps
+from calkd_det.taps.query_matching import match_queries
+from calkd_det.taps.query_samples import QuerySamples
 from calkd_det.teachers.folding import fold_batchnorm
 
 # A step returns its loss of distillation; None where it has none.
@@ -21,6 +23,7 @@ Step = Callable[[], 'float | None']
 
 STUDENT, TEACHER, DEFAULT = 'student alone', 'teacher alone', 'CalKD'
 CALIBRATION = 'calibration and diagnostics'
+MATCHING = 'matching of queries, a part of the row above'
 
 
 def train_step(subject: Subject, detector: nn.Module, amp: bool) -> Step:
@@ -71,11 +74,13 @@ def part_steps(subject: Subject, amp: bool) -> dict[str, Step]:
         The teacher's bare inference, under ``TEACHER``. Each loss that is switched on, under the
         name that it is logged by: its value and its gradient by the student's knowledge. All that
         is left, under ``CALIBRATION``: calibration, class matching, the figures for the log and
-        the checks for values that are not finite.
+        the checks for values that are not finite. Of detection transformers also the matching of
+        queries, under ``MATCHING``, which calibration includes.
     """
     distilled = subject.distilled()
     network = distilled.teacher.network
-    data, knowledge = record_knowledge(subject, distilled.knowledge_kinds, amp)
+    data, recorded = record_knowledge(subject, distilled.knowledge_kinds, amp)
+    knowledge = network.taught(recorded)
     questions = [replace(p, name=network.classifiers.get(p.name, p.name)) for p in knowledge]
     run_teacher = bare_teacher(subject, distilled.knowledge_kinds, data['inputs'], questions, amp)
     answers = run_teacher()
@@ -95,6 +100,16 @@ def part_steps(subject: Subject, amp: bool) -> dict[str, Step]:
         with autocast(subject.device, amp):
             distilled.distillation_losses((), knowledge)
 
+    def match() -> None:
+        with autocast(subject.device, amp):
+            for queries, others, activation in pairs:
+                match_queries(queries, others, activation)
+
+    pairs = [
+        (piece.locations.queries, answer.queries, piece.activation)
+        for piece, answer in zip(knowledge, answers)
+        if isinstance(piece, QuerySamples)
+    ]
     return {
         TEACHER: teacher_alone,
         **{
@@ -103,6 +118,7 @@ def part_steps(subject: Subject, amp: bool) -> dict[str, Step]:
             if loss.loss_weight
         },
         CALIBRATION: calibration,
+        **({MATCHING: match} if pairs else {}),
     }
 
 
