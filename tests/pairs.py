@@ -9,6 +9,7 @@ from typing import Any
 
 import dense_cases
 import helpers
+import mask_query_cases
 import query_cases
 import torch
 import two_stage_cases
@@ -17,7 +18,12 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-CASES: list[Case] = [*two_stage_cases.CASES, *dense_cases.CASES, *query_cases.CASES]
+CASES: list[Case] = [
+    *two_stage_cases.CASES,
+    *dense_cases.CASES,
+    *query_cases.CASES,
+    *mask_query_cases.CASES,
+]
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,8 @@ def filled_page() -> str:
 
 
 def _head(detector: nn.Module) -> str:
-    roi_head = getattr(detector, 'roi_head', None)
-    if roi_head is None:
-        return f'`{type(detector.bbox_head).__name__}`'
-    return f'`{type(roi_head).__name__}`'
+    heads = (getattr(detector, name, None) for name in ('roi_head', 'bbox_head', 'panoptic_head'))
+    return f'`{type(next(head for head in heads if head is not None)).__name__}`'
 
 
 def _samples(words: str) -> str:

@@ -20,7 +20,7 @@ from calkd_det.calibration.scores import class_scores
 from calkd_det.detectors import DistillationMixin
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import HeadSamples, Knowledge
-from calkd_det.taps import DENOISING, QueryTap
+from calkd_det.taps import DENOISING, MaskQueryTap, QueryTap
 
 MAX_SAMPLES = 16_384  # of a classifier in a step
 # Of the queries of a detection transformer: those with an object, and the others.
@@ -80,7 +80,8 @@ class TeacherCalibrationHook(Hook):
             )
         if model.teacher is not None and model.teacher.network is not None:
             network = model.teacher.network
-            names = (MATCHED, REST) if isinstance(network.taps.head, QueryTap) else ()
+            has_queries = isinstance(network.taps.head, (QueryTap, MaskQueryTap))
+            names = (MATCHED, REST) if has_queries else ()
             self.parts = {name: ReliabilityAccumulator(self.num_bins) for name in names}
             self._handle = network.register_forward_hook(self._record_samples)
 

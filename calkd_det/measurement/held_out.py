@@ -65,19 +65,27 @@ def read_held_out(
 
     Raises:
         ConfigError: The file or an image is missing, the file is no COCO file, its categories are
-            not the classes in their order, or the config has no test pipeline.
+            not the classes in their order, it lacks masks that the detector needs, or the config
+            has no test pipeline.
     """
     content = _read_coco(ann_file)
     leaf = _test_leaf(cfg)
     classes = tuple(classes or _configured_names(leaf) or ())
     _check_classes(classes, num_classes, content, ann_file)
+    # MaskFormer and its kin assign queries to objects by their masks.
+    with_mask = 'panoptic_head' in cfg.model
+    if with_mask and not all(each.get('segmentation') for each in content['annotations']):
+        raise ConfigError(
+            f"'{ann_file}' has objects without a mask: this detector assigns its queries to "
+            "objects by their masks, so that each annotation must have its 'segmentation'"
+        )
     train = next(leaf_datasets(_loader_dataset(cfg, 'train_dataloader')), {})
     dataset_cfg = dict(
         type=_dataset_class(leaf) if is_coco_dataset(leaf) else CocoDataset,
         ann_file=str(ann_file),
         data_prefix=dict(img=str(images)),
         metainfo=dict(classes=classes),
-        pipeline=annotated(leaf.get('pipeline') or cfg.get('test_pipeline') or []),
+        pipeline=annotated(leaf.get('pipeline') or cfg.get('test_pipeline') or [], with_mask),
         # Images without objects are kept or left out as in training.
         filter_cfg=copy.deepcopy(train.get('filter_cfg')),
     )
@@ -102,11 +110,15 @@ def read_held_out(
     return HeldOutData(dataset, ann_file, images, sha256_of(ann_file), len(content['images']))
 
 
-def annotated(pipeline: Sequence[Mapping]) -> list[dict]:
+def annotated(pipeline: Sequence[Mapping], with_mask: bool = False) -> list[dict]:
     """Return a test pipeline with boxes in pixels of the image that the detector gets.
 
     mmdet's own test pipelines load annotations after the resizing, because they compare them with
     boxes that are scaled back to the original image. The assigner needs boxes of the resized image.
+
+    Args:
+        pipeline: The test pipeline.
+        with_mask: Whether to load the masks of objects as well.
 
     Raises:
         ConfigError: The pipeline does not load or does not pack images.
@@ -120,7 +132,8 @@ def annotated(pipeline: Sequence[Mapping]) -> list[dict]:
             'the pipeline of test_dataloader must load an image (LoadImageFromFile) and pack it '
             f'(PackDetInputs), but has {[step.get("type") for step in steps]}'
         )
-    steps.insert(loading[0] + 1, dict(type='LoadAnnotations', with_bbox=True))
+    masks = dict(with_mask=True) if with_mask else {}
+    steps.insert(loading[0] + 1, dict(type='LoadAnnotations', with_bbox=True, **masks))
     if 'meta_keys' in packing[0] and 'img_id' not in packing[0]['meta_keys']:
         packing[0]['meta_keys'] = ('img_id', *packing[0]['meta_keys'])
     return steps

@@ -9,6 +9,7 @@ from calkd_det.taps.dense_head import Branch, DenseHeadTap
 from calkd_det.taps.feature_maps import check_maps, probe_maps
 from calkd_det.taps.geometry import Geometry, check_geometry
 from calkd_det.taps.knowledge_taps import KnowledgeTaps, find_taps
+from calkd_det.taps.mask_queries import MaskQueryTap
 from calkd_det.taps.queries import DENOISING, QueryTap
 from calkd_det.taps.registry import (
     TAPS,
@@ -32,6 +33,7 @@ __all__ = [
     'Geometry',
     'HeadSamples',
     'KnowledgeTaps',
+    'MaskQueryTap',
     'QueryTap',
     'RoIHeadTap',
     'Tap',

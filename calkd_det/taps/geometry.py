@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 
 from calkd_det.errors import ConfigError
 
-Kind = Literal['RoIs', 'locations', 'anchors', 'queries']
+Kind = Literal['RoIs', 'locations', 'anchors', 'queries', 'queries with masks']
 Pair = tuple[float, float]
 Box = tuple[float, float, float, float]
 
@@ -27,7 +27,8 @@ class Geometry:
     Attributes:
         kind: ``'RoIs'``, which any detector with a RoI head can classify; ``'locations'``, one
             sample a cell of each feature map; ``'anchors'``, one sample an anchor box;
-            ``'queries'``, which are matched to those of any detector with queries.
+            ``'queries'``, which are matched to those of any detector with queries that predict
+            boxes; ``'queries with masks'``, to those of any whose queries predict masks.
         question: What the logits say of a sample.
         strides: Width and height of a cell of each level, in pixels. Empty for RoIs and queries.
         points: x and y of the first location of each level, in pixels. Empty unless ``kind`` is
@@ -59,7 +60,7 @@ class Geometry:
 
     def __str__(self) -> str:
         """Describe for the user what is classified."""
-        if self.kind in ('RoIs', 'queries'):
+        if self.kind in ('RoIs', 'queries', 'queries with masks'):
             return self.kind
         strides = ', '.join(format_size(*stride) for stride in self.strides)
         if self.kind == 'locations':
@@ -97,6 +98,7 @@ class Geometry:
 
 ROIS = Geometry('RoIs')
 QUERIES = Geometry('queries')
+MASK_QUERIES = Geometry('queries with masks')
 
 
 def check_geometry(student: Geometry, teacher: Geometry, key: str) -> None:

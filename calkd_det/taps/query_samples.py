@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from mmdet.structures import SampleList
@@ -11,7 +11,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
 from calkd_det.knowledge import BoxPredictions, HeadAnswer, HeadSamples
-from calkd_det.taps.query_matching import Queries, match_queries
+from calkd_det.taps.query_matching import MaskQueries, Queries, match_queries
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class QueryLocations:
     """
 
     data_samples: SampleList
-    queries: Queries
+    queries: Queries | MaskQueries
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class QuerySamples(HeadSamples):
         teacher = answer.queries
         logits = calibrator(teacher.logits.flatten(0, 1)).unflatten(0, teacher.logits.shape[:2])
         student = self.locations.queries
-        matches = match_queries(
-            student, Queries(logits, teacher.boxes, teacher.counted), self.activation
-        )
+        matches = match_queries(student, replace(teacher, logits=logits), self.activation)
         index = matches.clamp(min=0)
         images = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
         boxes = None
@@ -66,7 +64,7 @@ class QueryAnswer:
         data_samples: Meta information of each image.
     """
 
-    queries: Queries
+    queries: Queries | MaskQueries
     data_samples: SampleList
 
     @property
@@ -75,8 +73,10 @@ class QueryAnswer:
         return self.queries.logits.flatten(0, 1)
 
     @property
-    def boxes(self) -> BoxPredictions:
-        """Boxes of all queries."""
+    def boxes(self) -> BoxPredictions | None:
+        """Boxes of all queries; None where they predict masks."""
+        if isinstance(self.queries, MaskQueries):
+            return None
         normalised = self.queries.boxes.flatten(0, 1)
         rows = torch.arange(len(normalised), device=normalised.device)
         return box_predictions(normalised, rows, self.data_samples, self.queries.boxes.shape[1])

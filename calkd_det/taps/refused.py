@@ -45,7 +45,6 @@ REFUSED: dict[str, str] = {
     'RepPointsHead': 'its classifier reads features at points that its box branch chooses',
     # Heads that match queries
     'GroundingDINOHead': 'its classes are the words of a text, of which each image may have others',
-    'MaskFormerHead': 'its queries predict masks and no boxes, by which queries could be matched',
     # Heads without boxes or without classes
     'RPNHead': 'it tells objects from background, and no class from another',
     'CascadeRPNHead': 'it tells objects from background, and no class from another',
@@ -93,6 +92,7 @@ _BOXES_REFUSED: dict[str, str] = {
         'it chooses among buckets along each side of a box, through which no gradient flows',
     ),
     'GridRoIHead': 'its boxes come from heat maps of a grid branch, not from its box head',
+    'MaskFormerHead': 'its queries predict masks and no boxes',
 }
 
 

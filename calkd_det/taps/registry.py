@@ -10,6 +10,7 @@ from calkd_det.errors import ConfigError
 from calkd_det.taps.base import Tap
 from calkd_det.taps.cascade_roi_head import CascadeRoIHeadTap
 from calkd_det.taps.dense_head import Branch, DenseHeadTap
+from calkd_det.taps.mask_queries import MaskQueryTap
 from calkd_det.taps.queries import QueryTap
 from calkd_det.taps.refused import describe_heads, reason_against
 from calkd_det.taps.roi_head import RoIHeadTap
@@ -21,7 +22,7 @@ Head = TypeVar('Head', bound=type[nn.Module])
 _ROI_TAPS = (RoIHeadTap(), CascadeRoIHeadTap())
 _DENSE_TAPS = (DenseHeadTap(), YOLOXHeadTap())
 # The first that supports a detector is taken.
-TAPS: list[Tap] = [*_ROI_TAPS, *_DENSE_TAPS, QueryTap()]
+TAPS: list[Tap] = [*_ROI_TAPS, *_DENSE_TAPS, QueryTap(), MaskQueryTap()]
 
 
 def find_tap(detector: nn.Module, key: str) -> Tap:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import helpers
+import mask_query_cases
 import pytest
 import query_cases
 import torch
@@ -117,6 +118,33 @@ def test_a_part_whose_temperature_stops_at_a_bound_is_no_warning(
     assert content['comparison']['rest']['at_bound']
     assert not [text for text in content['warnings'] if 'without an object' in text]
     assert 'T = 0.05 is a bound of the search and no minimum' in Path('low/report.md').read_text()
+
+
+def test_a_detector_of_masks_needs_masks(
+    tool: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    cfg = Config.fromfile(config_path(TEACHER))
+    cfg.model = mask_query_cases.detector_config('Mask2Former')
+    cfg.model.panoptic_head.num_things_classes = 10
+    cfg.model.panoptic_head.loss_cls.class_weight = [1.0] * 10 + [0.1]
+    cfg.model.panoptic_fusion_head.num_things_classes = 10
+    cfg.dump('masks.py')
+    save(helpers.build(cfg.model), Path('masks.pth'), cfg.classes)
+    args = ['masks.py', 'masks.pth', '--workers=0', '--device=cpu', '--out=masks', DATA[1]]
+    assert tool.main([*args, DATA[0]]) == 1  # boxes alone
+
+    path = Path('data/mini/annotations/calibration.json')
+    content = json.loads(path.read_text())
+    for each in content['annotations']:
+        x, y, w, h = each['bbox']
+        each['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    Path('with_masks.json').write_text(json.dumps(content))
+    assert tool.main([*args, '--ann=with_masks.json']) == 0
+    found = json.loads(Path('masks/temperature.json').read_text())
+    parts = [found['comparison'][part]['num_samples'] for part in PARTS]
+    assert parts[0] == found['num_foreground'] == len(content['annotations'])
+    assert sum(parts) == found['num_samples'] == 6 * 12
 
 
 @pytest.mark.parametrize('name', ['DETR', 'DINO'])

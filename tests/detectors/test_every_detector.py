@@ -293,7 +293,7 @@ def set_num_classes(cfg: Any, old: int, new: int) -> None:
             set_num_classes(item, old, new)
     elif isinstance(cfg, dict):
         for key, value in cfg.items():
-            if key == 'num_classes' and value == old:
+            if key in ('num_classes', 'num_things_classes') and value == old:
                 cfg[key] = new
             else:
                 set_num_classes(value, old, new)
