@@ -87,6 +87,7 @@ setup(
     extras_require={
         'mmdet': ['torch>=2.1', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
         'mini-data': ['scikit-learn'],
+        'split': ['iterative-stratification'],
         'tests': ['pytest', 'pytest-xdist', 'hypothesis', 'torchmetrics', 'build', 'ruff'],
         'docs': ['mkdocs-material', 'mkdocstrings-python', 'latex2mathml'],
     },

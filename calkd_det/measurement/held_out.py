@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from calkd_det.errors import ConfigError
+from calkd_det.measurement.coco_file import read_coco
 from calkd_det.teachers.class_names import configured_class_names, labelled_names
 
 _LOADERS = ('test_dataloader', 'val_dataloader', 'train_dataloader')
@@ -68,7 +68,7 @@ def read_held_out(
             not the classes in their order, it lacks masks that the detector needs, or the config
             has no test pipeline.
     """
-    content = _read_coco(ann_file)
+    content = read_coco(ann_file)
     leaf = _test_leaf(cfg)
     classes = tuple(classes or _configured_names(leaf) or ())
     _check_classes(classes, num_classes, content, ann_file)
@@ -159,7 +159,7 @@ def is_coco_dataset(leaf: Mapping) -> bool:
 def is_coco_file(path: Path) -> bool:
     """Return whether a file is a COCO-format annotation file with images and objects."""
     try:
-        _read_coco(path)
+        read_coco(path)
     except ConfigError:
         return False
     return True
@@ -200,7 +200,7 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
     Returns:
         A warning for each annotation file of the config with such images.
     """
-    own = _read_coco(data.ann_file)
+    own = read_coco(data.ann_file)
     warnings = []
     compared_paths: set[Path] = set()
     for loader, consequence in (
@@ -235,7 +235,7 @@ def _describe_overlap(own: Mapping, data: HeldOutData, path: Path, leaf: Mapping
     if path.resolve() == data.ann_file.resolve() or sha256_of(path) == data.sha256:
         return f"the annotation file '{data.ann_file}' is the same as"
     try:
-        other = _read_coco(path)
+        other = read_coco(path)
     except ConfigError:
         return ''
     own_files, other_files = (
@@ -299,22 +299,6 @@ def _configured_names(leaf: Mapping) -> tuple[str, ...] | None:
             "cannot read the class names of the config's test data; give it "
             f'metainfo=dict(classes=(...)) ({type(error).__name__}: {error})'
         ) from error
-
-
-def _read_coco(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no annotation file '{path}'") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"cannot read '{path}' as JSON: {error}") from error
-    lists = ('images', 'annotations', 'categories')
-    if not (isinstance(content, dict) and all(isinstance(content.get(k), list) for k in lists)):
-        raise ConfigError(f"'{path}' is no COCO annotation file: it lacks one of {lists}")
-    for name in lists:
-        if not content[name]:
-            raise ConfigError(f"'{path}' lists no {name}")
-    return content
 
 
 def _check_classes(
