@@ -40,7 +40,8 @@ def diagnose(samples: HeadSamples, teacher_logits: Tensor) -> dict[str, Tensor]:
 
     All figures are of the foreground samples, those with an assigned class and a weight above
     zero. The background is left out, because it is far larger and easy to classify. Predictions
-    are those of :func:`predict`.
+    are those of :func:`predict`. ``teacher_ece`` of
+    :class:`~calkd_det.hooks.TeacherCalibrationHook` counts the same samples.
 
     Args:
         samples: N samples of the student.

@@ -321,7 +321,9 @@ def test_samples_without_an_answer_count_for_nothing() -> None:
     hook = TeacherCalibrationHook()
     denoising = replace(samples, name=DENOISING)
     hook._record_samples(nn.Identity(), ((), [samples, denoising]), [answer, answer])
-    assert hook._bin_samples().num_samples == 3
+    found = hook._bin_samples()
+    assert found['teacher_ece'].num_samples == 2
+    assert found['teacher_ece_all'].num_samples == 3
 
 
 # Calibration
