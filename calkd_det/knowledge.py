@@ -212,6 +212,9 @@ class HeadSamples(Knowledge):
             takes this mean. None where the head computes no such loss.
         boxes: Predicted boxes of the foreground samples with a weight above zero; None where they
             are not recorded.
+        qualities: The target of the score of each sample's class where the head is trained to
+            predict a quality, such as the IoU of the box: float, shape (N,), in [0, 1]. It counts
+            for the foreground alone. None where the target is 1.
     """
 
     logits: Tensor
@@ -223,6 +226,7 @@ class HeadSamples(Knowledge):
     factor: float = 1.0
     avg_factor: Tensor | float | None = None
     boxes: BoxPredictions | None = None
+    qualities: Tensor | None = None
 
     def __len__(self) -> int:
         return self.logits.shape[0]
@@ -250,7 +254,8 @@ class HeadSamples(Knowledge):
         Args:
             rows: Which samples, bool, shape (N,).
         """
-        columns = ('logits', 'labels', 'weights', 'locations')
+        columns = ['logits', 'labels', 'weights', 'locations']
+        columns += [] if self.qualities is None else ['qualities']
         selected = {name: getattr(self, name)[rows] for name in columns}
         return replace(self, boxes=None, **selected)
 

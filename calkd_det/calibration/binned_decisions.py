@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calkd_det.calibration.scaling_fits import target_probabilities
 from calkd_det.calibration.scores import row_chunks
+from calkd_det.calibration.targets import target_probabilities
 
 # Bins of 0.01 in the logit change fitted parameters by less than 1e-3.
 _NUM_BINS = 4096

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calkd_det.calibration.scaling_fits import target_probabilities
 from calkd_det.calibration.scores import class_scores, row_chunks
+from calkd_det.calibration.targets import is_object, target_of, target_probabilities
 from calkd_det.calibration.validation import check_groups
 from calkd_det.knowledge import Activation
 
@@ -73,7 +73,8 @@ def cross_validate(
     Args:
         fit_all: Fits all of them to the samples of some images.
         logits: Float, shape (N, C).
-        labels: int64, shape (N,), in [0, C), or [0, C] under sigmoid.
+        labels: int64, shape (N,), in [0, C), or [0, C] under sigmoid; or target probabilities,
+            shape (N, C).
         weights: Shape (N,), >= 0.
         groups: Image of each sample, int, shape (N,). Folds are made of whole images.
         activation: That of the head.
@@ -187,9 +188,9 @@ class _Errors:
         for threshold, sums in self.above.items():
             chosen = (classes >= threshold) * w.unsqueeze(1)
             sums += torch.stack([(chosen * part).sum() for part in (1, classes, right)]).cpu()
-        objects = labels < num_classes
+        objects = is_object(labels, num_classes)
         confidence, top = scores[objects].max(dim=1)
-        hits = (top == labels[objects]).double()
+        hits = target_of(labels[objects], top)
         sums = torch.stack([(w[objects] * part).sum() for part in (1, confidence, hits)])
         self.foreground += sums.cpu()
 

@@ -27,7 +27,12 @@ from calkd_det.calibration.choice import (
 from calkd_det.calibration.scaling_fits import fit_global_temperature
 from calkd_det.calibration.scores import row_chunks
 from calkd_det.calibration.temperature import DEFAULT_BOUNDS
-from calkd_det.calibration.validation import check_groups, check_matrix, check_targets
+from calkd_det.calibration.validation import (
+    check_groups,
+    check_labels,
+    check_matrix,
+    check_targets,
+)
 
 Kept = Literal['classes', 'global', 'identity']
 
@@ -86,6 +91,7 @@ def fit_class_temperatures(
             or fewer images than folds.
     """
     check_matrix('logits', logits)
+    labels = check_labels(labels, *logits.shape, 'softmax')
     labels, weights = check_targets(logits, labels, weights, 'softmax')
     groups = torch.arange(len(labels)) if groups is None else check_groups(groups, len(labels))
     tied = np.arange(logits.shape[1]) if tied is None else np.asarray(tied)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calkd_det.calibration.targets import target_of
 from calkd_det.calibration.validation import (
     Binning,
     check_choice,
     check_labels,
+    check_labels_or_targets,
     check_matrix,
     check_probabilities,
     check_total_weight,
@@ -38,7 +40,8 @@ class Reliability:
         weight: Sum of weights.
         effective_count: Effective sample size ``(sum w)^2 / sum w^2`` (Kish).
         confidence: Weighted mean confidence.
-        accuracy: Weighted share of samples whose most probable class is their label.
+        accuracy: Weighted share of samples whose most probable class is their label. With target
+            probabilities, the weighted mean target of the most probable class.
     """
 
     lower: tuple[float, ...]
@@ -123,19 +126,22 @@ def top_label(
         labels: (N,) integers. Softmax: [0, C); a correctly predicted background is a hit like any
             other. Sigmoid: [0, C]; a background sample (label C) is never a hit, because its top
             score claims an object that is not there. Zero weights leave the background out.
+            Or target probabilities, (N, C), floating point.
         activation: The activation that ``probs`` came from. It decides the range of labels.
 
     Returns:
-        Confidences (N,) in float64 and hits (N,) as bool. Of equal scores ``argmax`` decides.
+        Confidences (N,) in float64 and hits (N,) as bool; with target probabilities hits are the
+        target of the most probable class, float64. Of equal scores ``argmax`` decides.
 
     Raises:
         ValueError: Empty, non-finite or out-of-range probabilities, or bad labels.
     """
     check_matrix('probs', probs)
     check_probabilities('probs', probs)
-    labels = check_labels(labels, *probs.shape, activation).to(probs.device)
+    labels = check_labels_or_targets(labels, probs, activation)
     confidences, predicted = probs.max(dim=1)
-    return confidences.double(), predicted == labels
+    hits = target_of(labels, predicted)
+    return confidences.double(), hits if labels.is_floating_point() else hits.bool()
 
 
 def reliability(
@@ -187,7 +193,8 @@ def reliability_from_confidences(
 
     Args:
         confidences: (N,) in [0, 1], any floating dtype.
-        hits: (N,) bool, whether the prediction was right.
+        hits: (N,) bool, whether the prediction was right; or floating point in [0, 1], what its
+            confidence should have been.
         n_bins: Number of bins.
         binning: See :func:`reliability`.
         weights: (N,) non-negative, or None for equal weights.
@@ -295,7 +302,7 @@ class ReliabilityAccumulator:
     def update_confidences(
         self, confidences: Tensor, hits: Tensor, weights: Tensor | None = None
     ) -> None:
-        """Add samples given as confidences (N,) in [0, 1] and hits (N,) as bool."""
+        """Add samples given as confidences (N,) in [0, 1] and hits (N,), bool or in [0, 1]."""
         weights = _check_confidences(confidences, hits, weights)
         confidences = confidences.double().clamp(0, 1)
         sums = _bin_sums(self._edges, confidences, hits, weights)
@@ -317,11 +324,14 @@ def _check_confidences(confidences: Tensor, hits: Tensor, weights: Tensor | None
         raise ValueError(f'confidences must have shape (N,), got {tuple(confidences.shape)}.')
     check_matrix('confidences', confidences.unsqueeze(1))
     check_probabilities('confidences', confidences)
-    if hits.dtype != torch.bool or hits.shape != confidences.shape:
+    is_float = hits.is_floating_point()
+    if not (is_float or hits.dtype == torch.bool) or hits.shape != confidences.shape:
         raise ValueError(
-            f'hits must be bool of shape {tuple(confidences.shape)}, '
+            f'hits must be bool or floating point of shape {tuple(confidences.shape)}, '
             f'got {hits.dtype} {tuple(hits.shape)}.'
         )
+    if is_float:
+        check_probabilities('hits', hits)
     return check_weights(weights, confidences)
 
 

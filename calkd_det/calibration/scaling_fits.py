@@ -8,7 +8,6 @@ from typing import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from calkd_det.calibration.newton import minimise_convex
@@ -22,14 +21,8 @@ from calkd_det.calibration.scaling_families import (
     SigmoidFamily,
 )
 from calkd_det.calibration.scores import row_chunks
-from calkd_det.calibration.validation import (
-    check_groups,
-    check_matrix,
-    check_target_probabilities,
-    check_targets,
-    check_total_weight,
-    check_weights,
-)
+from calkd_det.calibration.targets import target_probabilities
+from calkd_det.calibration.validation import check_groups, check_matrix, check_targets
 from calkd_det.knowledge import Activation
 
 # Yields logits (M, C), labels (M,) or target probabilities (M, C), weights and groups (M,). It is
@@ -138,12 +131,7 @@ def fit_scaling(
             of range.
     """
     check_matrix('logits', logits)
-    if labels.is_floating_point():
-        labels = check_target_probabilities(labels, logits, family.activation)
-        weights = check_weights(weights, logits)
-        check_total_weight(weights)
-    else:
-        labels, weights = check_targets(logits, labels, weights, family.activation)
+    labels, weights = check_targets(logits, labels, weights, family.activation)
     if groups is None:
         groups = torch.arange(len(logits))
     groups = check_groups(groups, len(logits)).to(logits.device)
@@ -216,13 +204,6 @@ def fit_streamed(
         intervals,
         (theta, by_class),
     )
-
-
-def target_probabilities(labels: Tensor, num_classes: int) -> Tensor:
-    """Return float64 targets (N, C) of labels (N,) in [0, C], or of targets (N, C)."""
-    if labels.is_floating_point():
-        return labels.double()
-    return F.one_hot(labels, num_classes + 1)[:, :num_classes].double()
 
 
 class _Objective:

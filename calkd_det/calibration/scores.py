@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calkd_det.calibration.targets import target_probabilities
 from calkd_det.calibration.validation import check_matrix, check_probabilities, check_targets
 from calkd_det.knowledge import Activation
 
@@ -24,36 +25,51 @@ def class_scores(logits: Tensor, activation: Activation) -> Tensor:
     return logits.softmax(dim=1) if activation == 'softmax' else logits.sigmoid()
 
 
-def logit_margins(logits: Tensor, labels: Tensor, activation: Activation) -> Tensor:
-    """Return margins u (N, C), from which the likelihood is computed without the labels.
+class Likelihood:
+    """Negative log-likelihood of samples as a function of the inverse temperature b.
 
-    Softmax: ``u_k = z_k - z_label``, and the negative log-likelihood of a sample at inverse
-    temperature b is ``logsumexp(b u)``. Sigmoid: ``u = z`` with the sign flipped at the label, and
-    it is ``sum softplus(b u)``. Both are convex in b. In the derivative, terms of one sign do not
-    cancel.
+    It is computed from margins u (N, C) without the labels. Softmax: ``u_k = z_k - z_label``, and
+    it is ``logsumexp(b u)``; with target probabilities t, ``u_k = z_k - <t, z>``. Sigmoid:
+    ``u = z`` with the sign flipped at the label, and it is ``sum softplus(b u)``; with targets,
+    ``u = z``, and ``b <t, z>`` is subtracted. All are convex in b. With labels, terms of one sign
+    in the derivative do not cancel.
+
+    Args:
+        logits: (N, C), float32 or float64.
+        labels: int64, shape (N,), or target probabilities, shape (N, C), on the same device.
+        activation: That of the head.
     """
-    rows = torch.arange(len(labels), device=logits.device)
-    if activation == 'softmax':
-        return logits - logits[rows, labels].unsqueeze(1)
-    margins = logits.clone()
-    foreground = labels < logits.shape[1]
-    margins[rows[foreground], labels[foreground]] *= -1
-    return margins
 
+    def __init__(self, logits: Tensor, labels: Tensor, activation: Activation) -> None:
+        self.activation = activation
+        self.margins = logits
+        self._linear: Tensor | float = 0.0
+        if labels.is_floating_point():
+            mean = torch.linalg.vecdot(labels.to(logits.dtype), logits)
+            if activation == 'softmax':
+                self.margins = logits - mean.unsqueeze(1)
+            else:
+                self._linear = mean
+            return
+        rows = torch.arange(len(labels), device=logits.device)
+        if activation == 'softmax':
+            self.margins = logits - logits[rows, labels].unsqueeze(1)
+            return
+        self.margins = logits.clone()
+        foreground = labels < logits.shape[1]
+        self.margins[rows[foreground], labels[foreground]] *= -1
 
-def margin_nll(margins: Tensor, beta: float, activation: Activation) -> Tensor:
-    """Return the NLL (N,) in nats of margins (N, C) at inverse temperature ``beta``."""
-    scaled = margins * beta
-    if activation == 'softmax':
-        return scaled.logsumexp(dim=1)
-    return F.softplus(scaled).sum(dim=1)
+    def nll(self, beta: float) -> Tensor:
+        """Return the negative log-likelihood (N,) in nats at inverse temperature ``beta``."""
+        scaled = self.margins * beta
+        if self.activation == 'softmax':
+            return scaled.logsumexp(dim=1)
+        return F.softplus(scaled).sum(dim=1) - beta * self._linear
 
-
-def margin_slope(margins: Tensor, beta: float, activation: Activation) -> Tensor:
-    """Return the derivative (N,) of :func:`margin_nll` by ``beta``, which never decreases."""
-    scaled = margins * beta
-    gates = class_scores(scaled, activation)
-    return torch.linalg.vecdot(margins, gates)
+    def slope(self, beta: float) -> Tensor:
+        """Return the derivative (N,) of :meth:`nll` by ``beta``, which never decreases."""
+        gates = class_scores(self.margins * beta, self.activation)
+        return torch.linalg.vecdot(self.margins, gates) - self._linear
 
 
 def negative_log_likelihood(
@@ -69,6 +85,7 @@ def negative_log_likelihood(
     Args:
         logits: (N, C), any floating dtype.
         labels: (N,) integers. Softmax: [0, C). Sigmoid: [0, C], where C is background (no class).
+            Or target probabilities, (N, C), floating point.
         temperature: Positive divisor of the logits.
         activation: ``'softmax'``: cross-entropy. ``'sigmoid'``: Bernoulli, summed over classes.
         weights: (N,) non-negative, or None for equal weights.
@@ -86,8 +103,8 @@ def negative_log_likelihood(
         raise ValueError(f'temperature must be positive and finite, got {temperature}.')
     total = 0.0
     for rows in row_chunks(len(labels)):
-        margins = logit_margins(logits[rows].double(), labels[rows], activation)
-        total += float(margin_nll(margins, 1 / temperature, activation) @ weights[rows])
+        likelihood = Likelihood(logits[rows].double(), labels[rows], activation)
+        total += float(likelihood.nll(1 / temperature) @ weights[rows])
     return total / float(weights.sum())
 
 
@@ -106,7 +123,7 @@ def brier_score(
     Args:
         probs: (N, C) in [0, 1], any floating dtype.
         labels: (N,) integers. Softmax: [0, C). Sigmoid: [0, C], where C (background) has the
-            all-zero target.
+            all-zero target. Or target probabilities, (N, C), floating point.
         activation: The activation that ``probs`` came from. It decides the range of labels.
         weights: (N,) non-negative, or None for equal weights.
 
@@ -122,7 +139,7 @@ def brier_score(
     labels, weights = check_targets(probs, labels, weights, activation)
     total = 0.0
     for rows in row_chunks(len(labels)):
-        targets = F.one_hot(labels[rows], probs.shape[1] + 1)[:, :-1]
+        targets = target_probabilities(labels[rows], probs.shape[1])
         distance = (probs[rows].double() - targets).square().sum(dim=1)
         total += float(distance @ weights[rows])
     return total / float(weights.sum())

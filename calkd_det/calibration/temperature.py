@@ -12,16 +12,14 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from calkd_det.calibration.scores import (
-    logit_margins,
-    margin_nll,
-    margin_slope,
+    Likelihood,
     negative_log_likelihood,
     row_chunks,
 )
 from calkd_det.calibration.validation import (
     check_choice,
     check_groups,
-    check_labels,
+    check_labels_or_targets,
     check_matrix,
     check_weights,
 )
@@ -124,7 +122,7 @@ class TemperatureAccumulator:
         Logits are evaluated in their own dtype, half precision in float32. Sums are in float64.
         """
         check_matrix('logits', logits)
-        labels = check_labels(labels, *logits.shape, self.activation).to(logits.device)
+        labels = check_labels_or_targets(labels, logits, self.activation)
         weights = check_weights(weights, logits)
         if groups is not None:
             groups = check_groups(groups, len(labels)).to(logits.device)
@@ -189,19 +187,17 @@ class TemperatureAccumulator:
         if len(labels) == 0:
             return
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        margins = logit_margins(logits.to(dtype), labels, self.activation)
-        slopes = torch.stack(
-            [margin_slope(margins, beta, self.activation) for beta in np.exp(-self._log_t)], dim=1
-        )
+        likelihood = Likelihood(logits.to(dtype), labels, self.activation)
+        slopes = torch.stack([likelihood.slope(beta) for beta in np.exp(-self._log_t)], dim=1)
         slopes = slopes.double() * weights.unsqueeze(1)
         ids, position = groups.unique(return_inverse=True)
         by_group = slopes.new_zeros(len(ids), slopes.shape[1]).index_add_(0, position, slopes)
         self._add_slopes(ids.tolist(), by_group.cpu())
         self._num_samples += len(labels)
         self._total_weight += float(weights.sum())
-        nll = margin_nll(margins, 1.0, self.activation).double()
-        self._nll_before += float(nll @ weights)
-        self._largest_margin = max(self._largest_margin, float(margins.abs().max()))
+        self._nll_before += float(likelihood.nll(1.0).double() @ weights)
+        largest = float(likelihood.margins.abs().max())
+        self._largest_margin = max(self._largest_margin, largest)
 
     def _add_slopes(self, ids: list[int], slopes: Tensor) -> None:
         for group in ids:
@@ -260,7 +256,8 @@ def fit_temperature(
     Args:
         logits: (N, C), any floating dtype.
         labels: (N,) integers. Softmax: [0, C), background being one of the classes. Sigmoid:
-            [0, C], where C is background, the all-zero target.
+            [0, C], where C is background, the all-zero target. Or target probabilities, (N, C),
+            floating point in [0, 1]; those of a softmax head sum to 1.
         weights: (N,) non-negative, or None for equal weights. Zero leaves a sample out.
         groups: (N,) integer ids of the independent units, i.e. image ids; or None.
         activation: ``'softmax'``: cross-entropy. ``'sigmoid'``: Bernoulli, summed over classes.
@@ -282,7 +279,7 @@ def fit_temperature(
     accumulator.update(logits, labels, weights, groups)
     fit = accumulator.compute(num_resamples=num_resamples, seed=seed)
     weights = check_weights(weights, logits)
-    labels = labels.long().to(logits.device)
+    labels = check_labels_or_targets(labels, logits, activation)
     temperature = fit.temperature
     if not fit.at_bound:
         temperature = _refine(logits, labels, weights, activation, temperature, fit.bounds)
@@ -330,8 +327,8 @@ def _refine(
     def slope(beta: float) -> float:
         total = 0.0
         for rows in row_chunks(len(labels)):
-            margins = logit_margins(logits[rows].double(), labels[rows], activation)
-            total += float(margin_slope(margins, beta, activation) @ weights[rows])
+            likelihood = Likelihood(logits[rows].double(), labels[rows], activation)
+            total += float(likelihood.slope(beta) @ weights[rows])
         return total
 
     lower, upper = 1 / bounds[1], 1 / bounds[0]

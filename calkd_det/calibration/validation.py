@@ -65,21 +65,29 @@ def check_weights(weights: Tensor | None, reference: Tensor) -> Tensor:
 def check_targets(
     values: Tensor, labels: Tensor, weights: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
-    """Return int64 labels and float64 weights on the device of ``values`` after checking both.
+    """Return targets and float64 weights on the device of ``values`` after checking both.
 
     Args:
         values: Checked logits or probabilities, shape (N, C).
-        labels: Integers, shape (N,), see :func:`check_labels`.
+        labels: Integers, shape (N,), see :func:`check_labels`; or target probabilities, shape
+            (N, C), see :func:`check_target_probabilities`.
         weights: Shape (N,), >= 0, not all zero; or None for equal weights.
         activation: ``'softmax'`` or ``'sigmoid'``.
 
     Raises:
         ValueError: Wrong shape, dtype or range of labels or weights, or a total weight of zero.
     """
-    labels = check_labels(labels, *values.shape, activation).to(values.device)
+    labels = check_labels_or_targets(labels, values, activation)
     weights = check_weights(weights, values)
     check_total_weight(weights)
     return labels, weights
+
+
+def check_labels_or_targets(labels: Tensor, values: Tensor, activation: str) -> Tensor:
+    """Return int64 labels (N,) or float64 target probabilities (N, C) after checking them."""
+    if labels.is_floating_point() and labels.ndim == 2:
+        return check_target_probabilities(labels, values, activation)
+    return check_labels(labels, *values.shape, activation).to(values.device)
 
 
 def check_target_probabilities(targets: Tensor, logits: Tensor, activation: str) -> Tensor:

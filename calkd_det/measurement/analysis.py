@@ -75,6 +75,8 @@ class SetResult:
         after: Errors at the fitted temperature.
         description: A clause that says what the samples are.
         activation: That of the head.
+        has_qualities: Whether the head is trained to predict a quality. What is called accuracy is
+            then the mean quality.
     """
 
     num_samples: int
@@ -84,6 +86,7 @@ class SetResult:
     after: Measurement
     description: str = ''
     activation: Activation = 'softmax'
+    has_qualities: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
         after=measure(store, fit.temperature),
         description=store.description,
         activation=store.activation,
+        has_qualities=store.has_qualities,
     )
 
 

@@ -35,6 +35,13 @@ _ADVICE = {
     'students of the mini data learnt less from such a teacher than from none.',
 }
 
+_QUALITIES = (
+    'This head is trained to predict a quality as the score of the class of an object, such as the '
+    'IoU of its box, and everything here is fitted to that quality and measured by it. Accuracy is '
+    'the mean quality of the most probable class: calibrated means that samples with a score of '
+    '0.8 have a mean quality of 0.8, not that 80 % of them are classified right.'
+)
+
 _IN_PERCENT = {name for name in METRICS if name not in ('nll', 'brier')}
 
 
@@ -115,6 +122,7 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
         'To distil with it:' if report.comparison is None else _recommendation(report),
         '```python\n{}\n```'.format('\n# or\n'.join(config_lines(report, out))),
         _ADVICE[report.sets[DISTILLATION].activation],
+        _QUALITIES if report.sets[DISTILLATION].has_qualities else '',
     ]
     for name, result in report.sets.items():
         if name == DISTILLATION:
@@ -160,6 +168,7 @@ def _set_to_json(result: SetResult) -> dict[str, Any]:
         'interval_95': None if fit.interval is None else list(fit.interval),
         'at_bound': fit.at_bound,
         'bounds': list(fit.bounds),
+        'fitted_to': 'qualities' if result.has_qualities else 'labels',
         'num_samples': result.num_samples,
         'num_foreground': result.num_foreground,
         'before': result.before.values,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from calkd_det.calibration.targets import quality_targets
 from calkd_det.errors import TeacherError
 from calkd_det.taps import Activation, HeadSamples, find_tap
 
@@ -27,8 +28,8 @@ class SampleStore:
     because the confidence at T is a sum over all classes. The logits of COCO's 5,000 validation
     images take 0.8 GB with 512 RoIs an image and 81 logits a RoI, and 1.6 GB with 1,000 proposals.
     So they are written, in float32, to an unnamed temporary file, which is deleted with this
-    object or process. Labels, weights and groups stay in memory, 20 bytes a sample. Samples of
-    zero weight are left out, as in the distillation loss.
+    object or process. Labels, weights, groups and qualities stay in memory, at most 24 bytes a
+    sample. Samples of zero weight are left out, as in the distillation loss.
 
     Args:
         folder: The folder of the temporary file; None for the system's folder of temporary files.
@@ -43,6 +44,7 @@ class SampleStore:
         self._labels: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._groups: list[Tensor] = []
+        self._qualities: list[Tensor] = []
 
     def append(self, samples: HeadSamples, groups: Tensor) -> None:
         """Add samples with the index of each one's image, int64, shape (N,)."""
@@ -55,9 +57,16 @@ class SampleStore:
         self._labels.append(samples.labels[keep].long().cpu())
         self._weights.append(samples.weights[keep].float().cpu())
         self._groups.append(groups.to(keep.device)[keep].cpu())
+        if samples.qualities is not None:
+            self._qualities.append(samples.qualities[keep].float().cpu())
 
     def __len__(self) -> int:
         return sum(len(labels) for labels in self._labels)
+
+    @property
+    def has_qualities(self) -> bool:
+        """Whether the head is trained to predict a quality as the score of the object's class."""
+        return bool(self._qualities)
 
     @property
     def labels(self) -> Tensor:
@@ -89,15 +98,23 @@ class SampleStore:
         return logits, labels, weights, groups
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield logits (M, K) in float32, labels, weights and groups (M,), in their order."""
+        """Yield logits (M, K) in float32, labels, weights and groups (M,), in their order.
+
+        Of a head that is trained to predict a quality, targets (M, K) in float32 stand in place of
+        the labels: the quality for the class of the object, zero elsewhere.
+        """
         labels, weights, groups = self.labels, self.weights, self.groups
+        qualities = torch.cat(self._qualities) if self.has_qualities else None
         size = max(1, _CHUNK_BYTES // max(1, 4 * self.num_logits))
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)
             num_bytes = 4 * self.num_logits * len(labels[rows])
             self._file.seek(4 * self.num_logits * start)
             logits = torch.frombuffer(bytearray(self._file.read(num_bytes)), dtype=torch.float32)
-            yield logits.view(-1, self.num_logits), labels[rows], weights[rows], groups[rows]
+            targets = labels[rows]
+            if qualities is not None:
+                targets = quality_targets(targets, qualities[rows], self.num_logits)
+            yield logits.view(-1, self.num_logits), targets, weights[rows], groups[rows]
 
 
 def collect_samples(

@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 from calkd_det.calibration import Reliability, reliability
 from calkd_det.calibration.scores import class_scores
+from calkd_det.calibration.targets import is_object
 from calkd_det.errors import CalKDError
 from calkd_det.measurement.analysis import DISTILLATION, NUM_BINS, fit_set, measure
 from calkd_det.measurement.collect import SampleStore, collect_samples
@@ -128,7 +129,7 @@ def bins_from(content: dict[str, list]) -> Reliability:
 def _foreground(store: SampleStore, num_classes: int) -> dict[str, float] | None:
     probs, labels = [], []
     for logits, chunk_labels, _, _ in store.chunks():
-        chosen = chunk_labels < num_classes
+        chosen = is_object(chunk_labels, num_classes)
         probs.append(class_scores(logits[chosen].double(), store.activation))
         labels.append(chunk_labels[chosen])
     if not sum(map(len, labels)):

@@ -300,7 +300,8 @@ class DenseRecord:
         logits: Logits of each call of ``loss_cls``, each (n, C).
         labels: Labels of each call, int64, each (n,).
         weights: Weights of each call, float, each (n,).
-        metrics: Assign metrics of each call, float, each (n,); empty unless they divide the loss.
+        qualities: Target scores of the class of each call's samples, float, each (n,); empty where
+            labels are all that the head is trained to.
         avg_factor: The divisor that ``loss_cls`` was given, None without one.
     """
 
@@ -310,21 +311,21 @@ class DenseRecord:
     logits: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
-    metrics: list[Tensor] = field(default_factory=list)
+    qualities: list[Tensor] = field(default_factory=list)
     avg_factor: Tensor | float | None = None
 
     def on_maps(self, head: nn.Module, args: tuple, output: tuple) -> None:
         self.outputs = output
         self.sizes = [tuple(maps.shape[-2:]) for maps in output[0]]
-        self.logits, self.labels, self.weights, self.metrics = [], [], [], []
+        self.logits, self.labels, self.weights, self.qualities = [], [], [], []
         self.avg_factor = None
 
     def on_targets(self, loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         logits, target = args[:2]
         # Where the score includes the quality of the box, the target is a pair with that quality.
-        labels, metrics = target if isinstance(target, tuple) else (target, None)
-        if self.divides_by_metrics:
-            self.metrics.append(metrics)
+        labels, qualities = target if isinstance(target, tuple) else (target, None)
+        if qualities is not None:
+            self.qualities.append(qualities)
         weights = args[2] if len(args) > 2 else kwargs.get('weight')
         self.logits.append(logits)
         self.labels.append(labels)
@@ -349,6 +350,7 @@ class DenseRecord:
             locations=torch.tensor(self.sizes),
             activation='sigmoid',
             avg_factor=self._sum_of_metrics() if self.divides_by_metrics else self.avg_factor,
+            qualities=join(self.qualities) if self.qualities else None,
         )
 
     def check_rows(self, head: str, num_classes: int) -> None:
@@ -368,7 +370,7 @@ class DenseRecord:
             )
 
     def _sum_of_metrics(self) -> Tensor:
-        return reduce_mean(sum(metrics.sum() for metrics in self.metrics)).clamp(min=1)
+        return reduce_mean(sum(metrics.sum() for metrics in self.qualities)).clamp(min=1)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:

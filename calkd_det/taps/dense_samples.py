@@ -52,6 +52,7 @@ def share_of_background(samples: HeadSamples, anchors: int, seeds: Sequence[int]
         logits=samples.logits[index],
         labels=samples.labels[index],
         weights=samples.weights[index] * factors,
+        qualities=None if samples.qualities is None else samples.qualities[index],
         locations=torch.stack([images, numbers], dim=1),
     )
 

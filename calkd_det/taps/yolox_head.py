@@ -27,7 +27,8 @@ class YOLOXHeadTap(DenseHeadTap):
     and zero elsewhere. Objectness has no classes and is not distilled. A YOLOX can neither teach
     another head nor learn from one, because their class logits mean something else.
 
-    ``loss_cls`` gets scores instead of labels. The labels are taken from the assigner's result.
+    ``loss_cls`` gets scores instead of labels: the IoU of a sample's box for its class. Labels and
+    IoUs are taken from the assigner's result.
     """
 
     built_in: ClassVar[dict[type[nn.Module], Branch]] = {
@@ -45,15 +46,18 @@ class YOLOXHeadTap(DenseHeadTap):
         head = detector.bbox_head
         outputs: list[Sequence[Tensor]] = []
         labels: list[Tensor] = []
+        qualities: list[Tensor] = []
         get_targets, assigner = head._get_targets_single, head.assigner
 
         def on_maps(module: nn.Module, args: tuple, output: tuple) -> None:
             outputs[:] = output
             labels.clear()
+            qualities.clear()
 
         def on_image(priors: Tensor, *args: Any, **kwargs: Any) -> tuple:
             # mmdet does not call the assigner for an image without objects.
             labels.append(priors.new_full((len(priors),), head.num_classes, dtype=torch.long))
+            qualities.append(priors.new_zeros(len(priors)))
             return get_targets(priors, *args, **kwargs)
 
         class RecordingAssigner:
@@ -61,6 +65,7 @@ class YOLOXHeadTap(DenseHeadTap):
                 result = assigner.assign(*args, **kwargs)
                 assigned = result.gt_inds > 0
                 labels[-1] = torch.where(assigned, result.labels, labels[-1])
+                qualities[-1] = torch.where(assigned, result.max_overlaps, qualities[-1])
                 return result
 
         handle = head.register_forward_hook(on_maps)
@@ -74,16 +79,21 @@ class YOLOXHeadTap(DenseHeadTap):
             head.assigner = assigner
         if not outputs:
             raise RuntimeError('the head did not run while its loss was computed')
-        samples.append(_samples(outputs[0], labels, head.num_classes))
+        samples.append(_samples(outputs[0], labels, qualities, head.num_classes))
         if 'box' in kinds:
             samples[0] = with_boxes(samples[0], head, outputs)
 
 
-def _samples(maps: Sequence[Tensor], labels: list[Tensor], num_classes: int) -> HeadSamples:
+def _samples(
+    maps: Sequence[Tensor], labels: list[Tensor], qualities: list[Tensor], num_classes: int
+) -> HeadSamples:
     sizes = [tuple(level.shape[-2:]) for level in maps]
-    # Labels come by image, then level.
-    by_level = torch.stack(labels).split([height * width for height, width in sizes], dim=1)
-    label = join([level.reshape(-1) for level in by_level])
+    counts = [height * width for height, width in sizes]
+    # Both come by image, then level.
+    label, quality = (
+        join([level.reshape(-1) for level in torch.stack(values).split(counts, dim=1)])
+        for values in (labels, qualities)
+    )
     return HeadSamples(
         logits=join([rows(level, num_classes) for level in maps]),
         labels=label,
@@ -91,4 +101,5 @@ def _samples(maps: Sequence[Tensor], labels: list[Tensor], num_classes: int) -> 
         locations=torch.tensor(sizes),
         activation='sigmoid',
         avg_factor=reduce_mean((label < num_classes).sum().float()).clamp(min=1),
+        qualities=quality,
     )

@@ -254,8 +254,10 @@ def test_bad_input_is_a_sentence(kwargs, message):
 
 
 def test_bad_confidences_and_an_empty_accumulator_are_refused():
-    with pytest.raises(ValueError, match='hits must be bool'):
-        reliability_from_confidences(torch.rand(3), torch.ones(3))
+    with pytest.raises(ValueError, match='hits must be bool or floating point'):
+        reliability_from_confidences(torch.rand(3), torch.ones(3, dtype=torch.long))
+    with pytest.raises(ValueError, match='hits: 1 of 3 values outside'):
+        reliability_from_confidences(torch.rand(3), torch.tensor([0.5, 2.0, 1.0]))
     with pytest.raises(ValueError, match=r'shape \(N,\)'):
         reliability_from_confidences(torch.rand(3, 1), torch.ones(3, 1).bool())
     with pytest.raises(ValueError, match='no samples'):

@@ -16,6 +16,8 @@ from calkd_det import config_path
 from calkd_det.calibration import TemperatureScaling
 from calkd_det.calibration.temperature import fit_temperature
 from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.measurement.analysis import analyse
+from calkd_det.measurement.calibration_report import to_json
 from calkd_det.measurement.collect import collect_samples
 from calkd_det.measurement.held_out import read_held_out
 from calkd_det.taps import find_tap
@@ -65,10 +67,39 @@ def test_the_tool_fits_and_reports(
     content = json.loads((out / 'temperature.json').read_text())
     text = (out / 'report.md').read_text()
     assert "What the head's loss sees of every location: all of the foreground" in text
+    assert content['fitted_to'] == 'labels'
+    assert 'mean quality' not in text
     assert 'RoI' not in text + json.dumps(content)
     assert 6 * 80 < content['num_samples'] < 6 * 80 + content['num_foreground'] + 1
     assert content['after']['nll'] < content['before']['nll']
     assert TemperatureScaling(out / 'temperature.json').temperature == content['temperature']
+
+
+@pytest.mark.parametrize('name', ['GFL', 'YOLOX'])
+def test_a_head_that_predicts_a_quality_is_fitted_to_it(cfg: Config, name: str) -> None:
+    cfg.model = dense_cases.detector_config(name)
+    cfg.model.bbox_head.num_classes = 10
+    detector = helpers.build(cfg.model)
+    detector.init_weights()
+    paths = (Path(arg.split('=')[1]) for arg in DATA)
+    data = read_held_out(cfg, *paths, num_classes=10, classes=cfg.classes)
+    store = collect_samples(detector, data.dataset)['distillation']
+    assert store.has_qualities
+    logits, targets, weights, _ = store.evenly_spaced_images(10**9)
+    assert targets.shape == logits.shape
+    foreground = store.labels < 10
+    assert torch.equal(targets.argmax(dim=1)[foreground], store.labels[foreground])
+    assert (targets[~foreground] == 0).all()
+    assert 0 < targets[foreground].sum(dim=1).mean() < 1
+    fit = fit_temperature(logits, targets, weights=weights, activation='sigmoid')
+    report = analyse({'distillation': store}, {'teacher': dict(config=name), 'data': DATA})
+    assert report.fit.temperature == pytest.approx(fit.temperature, rel=1e-4)
+    assert report.comparison is not None
+    assert to_json(report)['fitted_to'] == 'qualities'
+    values = report.sets['distillation'].before.values
+    top = logits.sigmoid().argmax(dim=1, keepdim=True)
+    quality = (targets.gather(1, top).squeeze(1) * weights).sum() / weights.sum()
+    assert values['mean_accuracy'] == pytest.approx(float(quality), abs=1e-6)
 
 
 def test_the_temperature_is_that_of_all_samples(cfg: Config) -> None:
