@@ -37,6 +37,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--images', type=Path, metavar='FOLDER', help='folder of its images (required)'
     )
     parser.add_argument(
+        '--train-ann',
+        type=Path,
+        metavar='FILE',
+        help='annotation file of images that the detector was trained on, to compare its fit there',
+    )
+    parser.add_argument(
+        '--train-images', type=Path, metavar='FOLDER', help='folder of these images'
+    )
+    parser.add_argument(
         '--out', type=Path, metavar='DIR', help='default: calibration/<name of the config>'
     )
     parser.add_argument('--batch-size', type=at_least(1), metavar='N', default=4, help='default: 4')
@@ -64,6 +73,11 @@ def run(args: Namespace) -> int:
             'give --ann and --images: a COCO annotation file and the folder of its images, which '
             'neither trained the teacher nor judge the student'
         )
+    own_training = None
+    if args.train_ann is not None or args.train_images is not None:
+        if args.train_ann is None or args.train_images is None:
+            raise UsageError('give --train-ann and --train-images both, or neither')
+        own_training = (args.train_ann, args.train_images)
     from calkd_det.commands.calibrate import calibrate, summary
     from calkd_det.measurement.calibration_report import to_json, write_report
 
@@ -77,6 +91,7 @@ def run(args: Namespace) -> int:
             args.checkpoint,
             ann_file=args.ann,
             images=args.images,
+            own_training=own_training,
             out=out,
             device=device,
             batch_size=args.batch_size,

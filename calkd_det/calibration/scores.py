@@ -38,10 +38,20 @@ class Likelihood:
         logits: (N, C), float32 or float64.
         labels: int64, shape (N,), or target probabilities, shape (N, C), on the same device.
         activation: That of the head.
+        background: Columns of a softmax head that together are the background, whose label is the
+            last column, int64, shape (K,). The likelihood of the background is then that of any of
+            them, and not convex. None for the last column alone.
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor, activation: Activation) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        activation: Activation,
+        background: Tensor | None = None,
+    ) -> None:
         self.activation = activation
+        self._merged: Tensor | None = None
         self.margins = logits
         self._linear: Tensor | float = 0.0
         if labels.is_floating_point():
@@ -54,6 +64,9 @@ class Likelihood:
         rows = torch.arange(len(labels), device=logits.device)
         if activation == 'softmax':
             self.margins = logits - logits[rows, labels].unsqueeze(1)
+            if background is not None:
+                self._merged = self.margins[:, background]
+                self._is_merged = labels == logits.shape[1] - 1
             return
         self.margins = logits.clone()
         foreground = labels < logits.shape[1]
@@ -63,13 +76,23 @@ class Likelihood:
         """Return the negative log-likelihood (N,) in nats at inverse temperature ``beta``."""
         scaled = self.margins * beta
         if self.activation == 'softmax':
-            return scaled.logsumexp(dim=1)
+            nll = scaled.logsumexp(dim=1)
+            if self._merged is not None:
+                nll -= self._is_merged * (self._merged * beta).logsumexp(dim=1)
+            return nll
         return F.softplus(scaled).sum(dim=1) - beta * self._linear
 
     def slope(self, beta: float) -> Tensor:
-        """Return the derivative (N,) of :meth:`nll` by ``beta``, which never decreases."""
+        """Return the derivative (N,) of :meth:`nll` by ``beta``.
+
+        It never decreases, but where columns are merged.
+        """
         gates = class_scores(self.margins * beta, self.activation)
-        return torch.linalg.vecdot(self.margins, gates) - self._linear
+        slope = torch.linalg.vecdot(self.margins, gates) - self._linear
+        if self._merged is not None:
+            inner = (self._merged * beta).softmax(dim=1)
+            slope -= self._is_merged * torch.linalg.vecdot(self._merged, inner)
+        return slope
 
 
 def negative_log_likelihood(

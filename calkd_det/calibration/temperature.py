@@ -72,6 +72,8 @@ class TemperatureAccumulator:
     Args:
         activation: ``'softmax'`` or ``'sigmoid'``, see :func:`fit_temperature`.
         bounds: Smallest and largest T; must contain 1.
+        background: Columns of a softmax head that together are the background, whose label is the
+            last one: those of classes that are not labelled, and the last. None for the last alone.
 
     Raises:
         ValueError: Unknown activation or bad bounds; in :meth:`update`, bad input.
@@ -90,6 +92,7 @@ class TemperatureAccumulator:
         self,
         activation: Activation = 'softmax',
         bounds: tuple[float, float] = DEFAULT_BOUNDS,
+        background: Tensor | None = None,
     ) -> None:
         check_choice('activation', activation, ('softmax', 'sigmoid'))
         lower, upper = bounds
@@ -97,6 +100,7 @@ class TemperatureAccumulator:
             raise ValueError(f'bounds must satisfy 0 < lower <= 1 <= upper, got {bounds}.')
         self.activation = activation
         self.bounds = (float(lower), float(upper))
+        self.background = background
         # A quintic spline needs six points, however close the bounds.
         num_points = max(6, 1 + math.ceil(math.log(upper / lower) / _GRID_STEP))
         self._log_t = np.linspace(math.log(lower), math.log(upper), num_points)
@@ -187,7 +191,7 @@ class TemperatureAccumulator:
         if len(labels) == 0:
             return
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        likelihood = Likelihood(logits.to(dtype), labels, self.activation)
+        likelihood = Likelihood(logits.to(dtype), labels, self.activation, self.background)
         slopes = torch.stack([likelihood.slope(beta) for beta in np.exp(-self._log_t)], dim=1)
         slopes = slopes.double() * weights.unsqueeze(1)
         ids, position = groups.unique(return_inverse=True)

@@ -9,21 +9,30 @@ from typing import Any
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from torch import nn
 
-from calkd_det.errors import CalKDError
-from calkd_det.measurement.analysis import METRICS, CalibrationResult, analyse
+from calkd_det.errors import CalKDError, ConfigError
+from calkd_det.measurement.analysis import (
+    DISTILLATION,
+    METRICS,
+    OWN_TRAINING,
+    CalibrationResult,
+    analyse,
+)
 from calkd_det.measurement.calibration_report import config_lines
 from calkd_det.measurement.collect import collect_samples
-from calkd_det.measurement.comparison_text import recommendation_line
+from calkd_det.measurement.comparison_text import own_training_text, recommendation_line
+from calkd_det.measurement.fewer_classes import labelled_classes, map_to_labelled
 from calkd_det.measurement.held_out import (
     HeldOutData,
     overlap_warnings,
     read_held_out,
     sha256_of,
+    test_classes,
 )
-from calkd_det.measurement.measured_detector import build_measured_detector
+from calkd_det.measurement.measured_detector import MeasuredDetector, build_measured_detector
 from calkd_det.stack import installed_versions
+from calkd_det.taps import find_tap
+from calkd_det.teachers.class_map import ClassMap
 from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY
 
 
@@ -34,6 +43,7 @@ def calibrate(
     *,
     ann_file: Path,
     images: Path,
+    own_training: tuple[Path, Path] | None,
     out: Path,
     device: torch.device,
     batch_size: int,
@@ -49,6 +59,8 @@ def calibrate(
         checkpoint: Path or URL of its weights.
         ann_file: COCO annotation file of the held-out images.
         images: Their folder.
+        own_training: Annotation file and folder of images that the detector was trained on, to
+            compare with; None for no comparison. As many are used as there are held-out ones.
         out: Where samples are kept on the way; it is made.
         device: Where the detector runs.
         batch_size: Number of images of a batch.
@@ -63,25 +75,30 @@ def calibrate(
     register_all_modules(init_default_scope=True)
     try:
         measured = build_measured_detector(cfg, checkpoint, device)
-        data = read_held_out(
-            cfg,
-            ann_file,
-            images,
-            num_classes=measured.num_classes,
-            classes=measured.classes,
-            max_images=max_images,
-        )
+        data, class_map = _open(cfg, measured, ann_file, images, max_images)
+        own = None
+        if own_training is not None:
+            own, own_map = _open(cfg, measured, *own_training, len(data.dataset))
+            if own.sha256 == data.sha256:
+                raise ConfigError('--train-ann is the annotation file of the held-out images')
+            if own.dataset.metainfo['classes'] != data.dataset.metainfo['classes']:
+                raise ConfigError(
+                    f"'{own.ann_file}' and '{data.ann_file}' do not have the same categories of "
+                    "the detector's classes"
+                )
         out.mkdir(parents=True, exist_ok=True)
-        stores = collect_samples(
-            measured.detector,
-            data.dataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            folder=out,
-            progress=True,
+        options = dict(
+            batch_size=batch_size, num_workers=num_workers, seed=seed, folder=out, progress=True
         )
-        about = _describe(config, checkpoint, measured.detector, data, seed)
+        stores = collect_samples(measured.detector, data.dataset, class_map=class_map, **options)
+        if own is not None:
+            found = collect_samples(measured.detector, own.dataset, class_map=own_map, **options)
+            stores[OWN_TRAINING] = found[DISTILLATION]
+            stores[OWN_TRAINING].description = (
+                f"The same of {len(own.dataset):,} of the teacher's own training images, of "
+                f"'{own.ann_file}'"
+            )
+        about = _describe(config, checkpoint, measured, data, seed)
         return analyse(stores, about, overlap_warnings(cfg, data), seed=seed)
     except CalKDError as error:
         # Errors of a teacher name the keys of a student's config; here those are arguments.
@@ -103,6 +120,7 @@ def summary(report: CalibrationResult, out: Path) -> str:
         f'{result.num_samples} samples, {result.num_foreground} of them objects, '
         f'of {report.about["data"]["num_images"]} images',
         *([] if report.comparison is None else [recommendation_line(report.comparison)]),
+        *filter(None, [own_training_text(report)]),
         *(f'warning: {sentence}' for sentence in report.warnings),
         '',
         'in the config of a student, under model.teacher, one of',
@@ -111,17 +129,43 @@ def summary(report: CalibrationResult, out: Path) -> str:
     return '\n'.join(lines)
 
 
+def _open(
+    cfg: Config,
+    measured: MeasuredDetector,
+    ann_file: Path,
+    images: Path,
+    max_images: int | None,
+) -> tuple[HeldOutData, ClassMap | None]:
+    """Open images with the classes of the detector that they label, and the map to these."""
+    classes = measured.classes or test_classes(cfg)
+    labelled = classes and labelled_classes(ann_file, classes)
+    class_map = None
+    if labelled:
+        activation = find_tap(measured.detector, CONFIG_KEY).activation(measured.detector)
+        class_map = map_to_labelled(labelled, classes, measured.num_classes, activation)
+    data = read_held_out(
+        cfg,
+        ann_file,
+        images,
+        num_classes=measured.num_classes if class_map is None else len(labelled),
+        classes=labelled,
+        max_images=max_images,
+    )
+    return data, class_map
+
+
 def _describe(
-    config: str, checkpoint: str, detector: nn.Module, data: HeldOutData, seed: int
+    config: str, checkpoint: str, measured: MeasuredDetector, data: HeldOutData, seed: int
 ) -> dict[str, Any]:
     path = Path(checkpoint)
+    classes = list(data.dataset.metainfo['classes'])
     return {
         'teacher': {
             'config': config,
             'checkpoint': checkpoint,
             'checkpoint_sha256': sha256_of(path) if path.is_file() else None,
-            'detector': type(detector).__name__,
-            'classes': list(data.dataset.metainfo['classes']),
+            'detector': type(measured.detector).__name__,
+            'classes': list(measured.classes or classes),
         },
         'data': {
             'annotation_file': str(data.ann_file),
@@ -129,6 +173,7 @@ def _describe(
             'images': str(data.images),
             'num_images': len(data.dataset),
             'num_images_in_file': data.num_listed,
+            'classes': classes,
         },
         'seed': seed,
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),

@@ -26,9 +26,11 @@ from calkd_det.errors import TeacherError
 from calkd_det.knowledge import Activation
 from calkd_det.measurement.calibrators import CalibratorComparison, compare_calibrators
 from calkd_det.measurement.collect import SampleStore
+from calkd_det.measurement.fewer_classes import student_labels
 
 NUM_BINS = 15
 DISTILLATION = 'distillation'
+OWN_TRAINING = 'own_training'  # samples of distillation of images that the teacher was trained on
 
 # Sets of samples that together are those of distillation, by their names for a sentence.
 _PARTS = {'matched': 'queries with an object', 'rest': 'queries without an object'}
@@ -98,6 +100,7 @@ class CalibrationResult:
             that one.
         comparison: The calibrators that fit the head, fitted to the samples of distillation; None
             for a single image.
+        own_at_held_out: Errors of ``own_training`` at the T of ``distillation``; None without it.
         about: Plain data on the detector, the data and the run, written to the report as they
             are. It has ``teacher`` with ``config`` and ``data`` with ``num_images``.
         warnings: Sentences on what speaks against the use of T.
@@ -107,6 +110,7 @@ class CalibrationResult:
     comparison: CalibratorComparison | None
     about: dict[str, Any]
     warnings: tuple[str, ...]
+    own_at_held_out: Measurement | None = None
 
     @property
     def fit(self) -> TemperatureFit:
@@ -157,10 +161,13 @@ def analyse(
         f'T = {format_temperature(distillation_fit)}: one temperature does not calibrate this '
         'detector everywhere. Distillation is concerned with the latter.'
         for name, result in sets.items()
-        if name != DISTILLATION and disagree(distillation_fit, result.fit)
+        if name not in (DISTILLATION, OWN_TRAINING) and disagree(distillation_fit, result.fit)
     ]
     comparison = compare_calibrators(stores[DISTILLATION], distillation_fit, seed=seed)
-    return CalibrationResult(sets, comparison, dict(about), tuple(all_warnings))
+    own = None
+    if OWN_TRAINING in sets:
+        own = measure(stores[OWN_TRAINING], distillation_fit.temperature)
+    return CalibrationResult(sets, comparison, dict(about), tuple(all_warnings), own)
 
 
 def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
@@ -169,7 +176,9 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
     Raises:
         TeacherError: There are no samples, or no T changes their likelihood.
     """
-    accumulator = TemperatureAccumulator(store.activation)
+    merging = store.merging_map
+    background = None if merging is None else merging.background
+    accumulator = TemperatureAccumulator(store.activation, background=background)
     try:
         for logits, labels, weights, groups in store.chunks():
             accumulator.update(logits, labels, weights, groups)
@@ -192,6 +201,8 @@ def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:
 def measure(store: SampleStore, temperature: float) -> Measurement:
     """Measure the errors of ``logits / temperature`` in float64, a few MB at a time.
 
+    They are of the classes that the data label.
+
     Args:
         store: At least one sample.
         temperature: T, > 0.
@@ -202,12 +213,16 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
     for logits, labels, weights, _ in store.chunks():
         options = {'activation': store.activation, 'weights': weights}
         scaled = logits.double() / temperature
+        if store.merging_map is not None:
+            columns = store.merging_map.columns
+            scaled = store.merging_map(scaled)
+            labels = student_labels(labels, columns, len(columns))
         probs = class_scores(scaled, store.activation)
         confidence, hit = top_label(probs, labels, activation=store.activation)
         confidences.append(confidence)
         hits.append(hit)
         total = float(weights.double().sum())
-        nll += total * negative_log_likelihood(logits, labels, temperature=temperature, **options)
+        nll += total * negative_log_likelihood(scaled, labels, **options)
         brier += total * brier_score(probs, labels, **options)
     confidence, hit, weights = torch.cat(confidences), torch.cat(hits), store.weights
     equal_width, equal_mass = (
@@ -233,6 +248,8 @@ def measure(store: SampleStore, temperature: float) -> Measurement:
 
 def readable_name(name: str) -> str:
     """Return the name of a set of samples for a sentence: ``RoIs of stage 1`` for ``s1``."""
+    if name == OWN_TRAINING:
+        return "the teacher's own training images"
     stage = re.fullmatch(r's(\d+)', name)
     return f'RoIs of stage {stage[1]}' if stage else _PARTS.get(name, name)
 
@@ -251,7 +268,12 @@ def disagree(one: TemperatureFit, other: TemperatureFit) -> bool:
     if one.at_bound or other.at_bound:
         return False
     low, high = sorted((one.temperature, other.temperature))
-    if high <= DISAGREEMENT_RATIO * low or one.interval is None or other.interval is None:
+    return high > DISAGREEMENT_RATIO * low and intervals_are_apart(one, other)
+
+
+def intervals_are_apart(one: TemperatureFit, other: TemperatureFit) -> bool:
+    """Check whether the 95 % intervals of two temperatures do not overlap; without one they do."""
+    if one.interval is None or other.interval is None:
         return False
     return max(one.interval[0], other.interval[0]) > min(one.interval[1], other.interval[1])
 

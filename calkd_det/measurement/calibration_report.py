@@ -13,6 +13,7 @@ from calkd_det.calibration.diagram import plot_before_after
 from calkd_det.measurement.analysis import (
     DISTILLATION,
     METRICS,
+    OWN_TRAINING,
     CalibrationResult,
     SetResult,
     format_temperature,
@@ -20,7 +21,7 @@ from calkd_det.measurement.analysis import (
     readable_name,
 )
 from calkd_det.measurement.calibrators import comparison_to_json
-from calkd_det.measurement.comparison_text import comparison_text
+from calkd_det.measurement.comparison_text import comparison_text, own_training_text
 
 RESULT_FILE = 'temperature.json'
 REPORT_FILE = 'report.md'
@@ -92,6 +93,11 @@ def to_json(report: CalibrationResult) -> dict[str, Any]:
             for name, result in report.sets.items()
             if name != DISTILLATION
         },
+        **(
+            {}
+            if report.own_at_held_out is None
+            else {'own_training_at_held_out_temperature': report.own_at_held_out.values}
+        ),
         'definitions': dict(METRICS),
     }
 
@@ -122,6 +128,7 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
         'To distil with it:' if report.comparison is None else _recommendation(report),
         '```python\n{}\n```'.format('\n# or\n'.join(config_lines(report, out))),
         _ADVICE[report.sets[DISTILLATION].activation],
+        _unlabelled_text(report.about),
         _QUALITIES if report.sets[DISTILLATION].has_qualities else '',
     ]
     for name, result in report.sets.items():
@@ -134,8 +141,9 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
             parts += [
                 f'## For comparison: {readable_name(name)}',
                 'These are among the samples above.'
-                if is_part(name)
+                if is_part(name) and name != OWN_TRAINING
                 else 'These have no part in T above.',
+                own_training_text(report) if name == OWN_TRAINING else '',
             ]
         parts += [
             f'{result.description or name}: {result.num_samples:,} samples, '
@@ -158,6 +166,19 @@ def _recommendation(report: CalibrationResult) -> str:
         f'Recommended: **{recommended.name}**, the simplest calibrator whose error on images that '
         'it was not fitted to is within one standard error of the least. To distil with it, or '
         'with T:'
+    )
+
+
+def _unlabelled_text(about: Mapping[str, Any]) -> str:
+    """Return what becomes of the teacher's classes that the data do not label; empty for none."""
+    num_labelled = len(about['data'].get('classes', ()))
+    num_classes = len(about['teacher'].get('classes', ()))
+    if not num_labelled or num_labelled == num_classes:
+        return ''
+    return (
+        f'The images label {num_labelled} of the {num_classes} classes of the teacher. The others '
+        'count as background, as they do in a training on these classes, and all figures are of '
+        'the labelled classes. Parameters of other classes are those of all labelled ones together.'
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from calkd_det.calibration import (
     ForegroundBackgroundScaling,
     PlattScaling,
     ScalingFit,
+    TemperatureAccumulator,
     TemperatureFit,
     foreground_background,
 )
@@ -46,6 +47,8 @@ from calkd_det.calibration.scaling_families import (
 )
 from calkd_det.calibration.scaling_fits import fit_scaling, fit_streamed
 from calkd_det.measurement.collect import SampleStore
+from calkd_det.measurement.fewer_classes import student_labels
+from calkd_det.teachers.class_map import ClassMap
 
 # Enough for parameters of each class; bounds the memory to 65 MB with 81 logits.
 MAX_CLASS_SAMPLES = 200_000
@@ -134,7 +137,10 @@ def compare_calibrators(
     if num_images < 2:
         return None
     num_folds = min(NUM_FOLDS, num_images)
-    compare = _compare_softmax if store.activation == 'softmax' else _compare_sigmoid
+    if store.merging_map is not None:
+        compare = _compare_merged
+    else:
+        compare = _compare_softmax if store.activation == 'softmax' else _compare_sigmoid
     results, class_temperatures = compare(store, samples, num_folds, seed)
     at_bound = [
         result.type == 'TemperatureScaling' and result.field is not None and temperature.at_bound
@@ -215,6 +221,8 @@ def _compare_sigmoid(
         field = f'class_{cls.field}' if per_class else cls.field
         start = starts[field].theta
         fit = fit_streamed(family, store.chunks, per_class=per_class, seed=seed, start=start)
+        if per_class and store.class_map is not None:
+            fit = _with_all_classes(fit, family, store.class_map)
         count = len(family.parameters) * (store.num_logits if per_class else 1)
         name = f'{cls.__name__} per class' if per_class else cls.__name__
         results.append(CalibratorResult(name, cls.__name__, field, count, found, fit))
@@ -248,6 +256,43 @@ def _compare_softmax(
         count = int(classes.max()) + 1
         results.append(CalibratorResult(cls.__name__, cls.__name__, cls.field, count, found))
     return results, dict(zip(tied, _fit_tied(*samples[:3], tied)))
+
+
+def _compare_merged(
+    store: SampleStore, samples: tuple[Tensor, ...], num_folds: int, seed: int
+) -> tuple[list[CalibratorResult], dict]:
+    """Compare T with none, of a softmax head with classes that the data do not label.
+
+    A bias of the background, or a temperature of each class, would need labels of all of the
+    teacher's classes.
+    """
+    merging = store.merging_map
+    columns = merging.columns
+    logits, labels, weights, groups = samples
+    labels = student_labels(labels, columns, len(columns))
+
+    def fit_all(logits: Tensor, labels: Tensor, weights: Tensor) -> list[Calibration]:
+        accumulator = TemperatureAccumulator('softmax', background=merging.background)
+        accumulator.update(logits, merging.label_columns[labels], weights)
+        temperature = accumulator.compute(num_resamples=0).temperature
+        return [merging, lambda logits: merging(logits.double() / temperature)]
+
+    errors = cross_validate(
+        fit_all, logits, labels, weights, groups, 'softmax', num_folds=num_folds, seed=seed
+    )
+    return _temperature_results(errors), {}
+
+
+def _with_all_classes(fit: ScalingFit, family: Family, class_map: ClassMap) -> ScalingFit:
+    """Give the classes that the data do not label the parameters of all labelled ones together."""
+    pooled = dict(zip((p.name for p in family.parameters), fit.theta[0][0].tolist()))
+    num_teacher_classes = len(class_map.columns) + class_map.num_others
+    parameters = {}
+    for name, values in fit.parameters.items():
+        parameters[name] = [pooled[name]] * num_teacher_classes
+        for column, value in zip(class_map.columns.tolist(), values):
+            parameters[name][column] = value
+    return replace(fit, parameters=parameters)
 
 
 def _temperature_results(errors: Sequence[HeldOutErrors]) -> list[CalibratorResult]:

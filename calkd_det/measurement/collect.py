@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from calkd_det.calibration.targets import quality_targets
 from calkd_det.errors import TeacherError
+from calkd_det.measurement.fewer_classes import TeacherLabels, without_other_classes
 from calkd_det.taps import Activation, HeadSamples, find_tap
+from calkd_det.teachers.class_map import ClassMap
 
 _CHUNK_BYTES = 4 << 20
 
@@ -34,12 +36,20 @@ class SampleStore:
     Args:
         folder: The folder of the temporary file; None for the system's folder of temporary files.
         description: A clause that says what the samples are, for a report.
+
+    Attributes:
+        activation: That of the head.
+        num_logits: Number of logits of a sample.
+        class_map: From the teacher's classes to those that the data label; None where these are
+            the same. Logits and labels of a softmax head are over the teacher's classes, those of
+            a head of sigmoids over the labelled ones.
     """
 
     def __init__(self, folder: Path | None = None, description: str = '') -> None:
         self.description = description
         self.activation: Activation = 'softmax'
         self.num_logits = 0
+        self.class_map: ClassMap | None = None
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as this
         self._labels: list[Tensor] = []
         self._weights: list[Tensor] = []
@@ -62,6 +72,14 @@ class SampleStore:
 
     def __len__(self) -> int:
         return sum(len(labels) for labels in self._labels)
+
+    @property
+    def merging_map(self) -> ClassMap | None:
+        """The map that calibrated logits of :meth:`chunks` still need; None where they need none.
+
+        It merges classes of a softmax head into the background.
+        """
+        return self.class_map if self.activation == 'softmax' else None
 
     @property
     def has_qualities(self) -> bool:
@@ -126,6 +144,7 @@ def collect_samples(
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = False,
+    class_map: ClassMap | None = None,
 ) -> dict[str, SampleStore]:
     """Run a detector over a data set and collect the samples of its classifiers.
 
@@ -142,6 +161,8 @@ def collect_samples(
         seed: Seed of the sampling.
         folder: Folder of temporary files, see :class:`SampleStore`.
         progress: Show a progress bar.
+        class_map: From the detector's classes to those that the data label; None where these are
+            the same. What only the detector knows is background, as in training.
 
     Returns:
         Samples by name, see :meth:`calkd_det.taps.Tap.sample_sets`. Their groups are indices of
@@ -152,6 +173,8 @@ def collect_samples(
         TeacherError: A logit is not finite.
     """
     tap = find_tap(detector, 'model')
+    if class_map is not None:
+        dataset = TeacherLabels(dataset, class_map.columns)
     device = next(detector.parameters()).device
     stores: dict[str, SampleStore] = {}
     devices = [device] if device.type == 'cuda' else []
@@ -168,9 +191,13 @@ def collect_samples(
                 )
                 for name, samples in samples_by_name.items():
                     _check_finite(samples, ids)
+                    images = samples.locations[:, 0].long() + num_done
                     if name not in stores:
                         stores[name] = SampleStore(folder, tap.set_descriptions.get(name, name))
-                    stores[name].append(samples, samples.locations[:, 0].long() + num_done)
+                        stores[name].class_map = class_map
+                    if class_map is not None and samples.activation == 'sigmoid':
+                        samples = without_other_classes(samples, class_map)
+                    stores[name].append(samples, images)
                 num_done += len(ids)
                 bar.update(len(ids))
     return stores

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 
 from calkd_det.calibration.choice import SCORE_THRESHOLDS
+from calkd_det.measurement.analysis import (
+    OWN_TRAINING,
+    CalibrationResult,
+    format_temperature,
+    intervals_are_apart,
+)
 from calkd_det.measurement.calibrators import CalibratorComparison, CalibratorResult
 
 # More numbers than these are in the file only.
@@ -61,6 +67,35 @@ def recommendation_line(comparison: CalibratorComparison) -> str:
     return (
         f'recommended: {chosen.name}{parameters and f" ({parameters})"}, NLL on held-out folds '
         f'{chosen.errors.mean_nll:.4f}, {none.errors.mean_nll:.4f} without a calibrator'
+    )
+
+
+def own_training_text(report: CalibrationResult) -> str:
+    """Return how far the fit to the teacher's own training images is from the held-out one.
+
+    Empty where these images were not given.
+    """
+    if report.own_at_held_out is None:
+        return ''
+    own, held_out = report.sets[OWN_TRAINING].fit, report.fit
+    ratio = own.temperature / held_out.temperature
+    values = report.own_at_held_out.values
+    confidence, accuracy = values['mean_confidence'], values['mean_accuracy']
+    gap = 100 * (confidence - accuracy)
+    side = 'above' if gap > 0 else 'below'
+    certainty = (
+        'The two 95 % intervals do not overlap.'
+        if intervals_are_apart(own, held_out)
+        else 'The 95 % intervals overlap, so the difference can be chance.'
+    )
+    return (
+        f"On the teacher's own training images T = {format_temperature(own)}, {ratio:.2f} times "
+        f'the T of held-out images, {format_temperature(held_out)}. {certainty} A student that '
+        'learns from these images is taught by scores that are calibrated for images which the '
+        f'teacher has not seen: at T = {held_out.temperature:.3f} their mean confidence is '
+        f'{100 * confidence:.1f} %, {abs(gap):.1f} points {side} the accuracy of '
+        f'{100 * accuracy:.1f} %. The T of its own training images would hide how wrong the '
+        'teacher is on others: use that of held-out images.'
     )
 
 

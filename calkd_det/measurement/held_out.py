@@ -70,7 +70,7 @@ def read_held_out(
     """
     content = read_coco(ann_file)
     leaf = _test_leaf(cfg)
-    classes = tuple(classes or _configured_names(leaf) or ())
+    classes = tuple(classes or test_classes(cfg) or ())
     _check_classes(classes, num_classes, content, ann_file)
     # MaskFormer and its kin assign queries to objects by their masks.
     with_mask = 'panoptic_head' in cfg.model
@@ -108,6 +108,15 @@ def read_held_out(
         dataset.get_subset_(max_images)
     _check_images(dataset, ann_file, images)
     return HeldOutData(dataset, ann_file, images, sha256_of(ann_file), len(content['images']))
+
+
+def test_classes(cfg: Config) -> tuple[str, ...] | None:
+    """Return the class names of a config's test data; None where it names none.
+
+    Raises:
+        ConfigError: The config has no test data, or their classes cannot be read.
+    """
+    return _configured_names(_test_leaf(cfg))
 
 
 def annotated(pipeline: Sequence[Mapping], with_mask: bool = False) -> list[dict]:

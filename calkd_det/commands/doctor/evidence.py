@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from calkd_det.commands.doctor.finding import Finding
 from calkd_det.detectors.diagnosis import predict
@@ -18,6 +17,7 @@ from calkd_det.detectors.judgement import (
     units_of,
 )
 from calkd_det.measurement.collect import SampleStore
+from calkd_det.measurement.fewer_classes import student_labels
 from calkd_det.teachers import TeacherNetwork
 
 DO_NOT_DISTIL = 'Do not distil before that is clear'
@@ -39,7 +39,7 @@ def judge_samples(store: SampleStore, network: TeacherNetwork) -> Judgement:
         size = mapped.shape[1] + (store.activation == 'sigmoid')
         predictions.append(predict(mapped, store.activation)[1].cpu())
     columns = None if network.class_map is None else network.class_map.columns.cpu()
-    labels = _student_labels(labels, columns, size - 1)
+    labels = student_labels(labels, columns, size - 1)
     cells = (labels * size + torch.cat(predictions)).numpy() if predictions else np.zeros(0, int)
     units = np.zeros((2, size, size))
     for number, image in enumerate(np.unique(groups)):
@@ -47,16 +47,6 @@ def judge_samples(store: SampleStore, network: TeacherNetwork) -> Judgement:
         counts = np.bincount(cells[rows], weights[rows].numpy(), size * size)
         units[number % 2] += units_of(counts.reshape(size, size))
     return judge(units)
-
-
-def _student_labels(labels: Tensor, columns: Tensor | None, num_classes: int) -> Tensor:
-    """Return labels over the teacher's classes as those of the student; C is the background."""
-    if columns is None:
-        return labels
-    highest = torch.cat([labels, columns]).max()
-    table = torch.full((int(highest) + 1,), num_classes)
-    table[columns] = torch.arange(num_classes)
-    return table[labels]
 
 
 def check_evidence(

@@ -13,7 +13,6 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from calkd_det.calibration import Calibrator, TemperatureScaling
 from calkd_det.commands.doctor.evidence import DO_NOT_DISTIL
@@ -21,6 +20,7 @@ from calkd_det.commands.doctor.finding import CannotTell, Finding
 from calkd_det.errors import TeacherError
 from calkd_det.measurement.analysis import DISTILLATION, fit_set, format_temperature, measure
 from calkd_det.measurement.collect import SampleStore, collect_samples
+from calkd_det.measurement.fewer_classes import TeacherLabels
 from calkd_det.measurement.held_out import (
     HeldOutData,
     is_coco_dataset,
@@ -150,23 +150,6 @@ def _relabel(found: DetDataSample, columns: Tensor | None) -> DetDataSample:
     return found
 
 
-class _TeacherLabels(Dataset):
-    """Data set with the teacher's labels in place of the student's."""
-
-    def __init__(self, dataset: Dataset, columns: Tensor) -> None:
-        self.dataset = dataset
-        self.columns = columns.cpu()
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict:
-        sample = self.dataset[index]
-        objects = sample['data_samples'].gt_instances
-        objects.labels = self.columns[objects.labels]
-        return sample
-
-
 def collect_validation_samples(
     teacher: nn.Module, data: HeldOutData, columns: Tensor | None
 ) -> SampleStore:
@@ -180,7 +163,7 @@ def collect_validation_samples(
     Raises:
         TeacherError: A logit is not finite.
     """
-    dataset = data.dataset if columns is None else _TeacherLabels(data.dataset, columns)
+    dataset = data.dataset if columns is None else TeacherLabels(data.dataset, columns)
     return collect_samples(teacher, dataset)[DISTILLATION]
 
 
