@@ -24,7 +24,8 @@ from calkd_cli.options import (
 EPILOG = """\
 writes, under DIR:
   temperature.json      parameters of every calibrator that fits the head, for the config
-  report.md             errors before and after, and which calibrator is recommended
+  report.md             errors before and after, by class, and which calibrator is recommended
+  report.html           the same in one file, pictures inside
   reliability_*.png     a diagram for each
 """
 

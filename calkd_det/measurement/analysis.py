@@ -25,6 +25,7 @@ from calkd_det.calibration.scores import class_scores
 from calkd_det.errors import TeacherError
 from calkd_det.knowledge import Activation
 from calkd_det.measurement.calibrators import CalibratorComparison, compare_calibrators
+from calkd_det.measurement.class_table import ClassCalibration, class_calibration
 from calkd_det.measurement.collect import SampleStore
 from calkd_det.measurement.fewer_classes import student_labels
 
@@ -100,6 +101,7 @@ class CalibrationResult:
             that one.
         comparison: The calibrators that fit the head, fitted to the samples of distillation; None
             for a single image.
+        classes: Calibration of each class that the data label, of the samples of distillation.
         own_at_held_out: Errors of ``own_training`` at the T of ``distillation``; None without it.
         about: Plain data on the detector, the data and the run, written to the report as they
             are. It has ``teacher`` with ``config`` and ``data`` with ``num_images``.
@@ -110,7 +112,14 @@ class CalibrationResult:
     comparison: CalibratorComparison | None
     about: dict[str, Any]
     warnings: tuple[str, ...]
+    classes: tuple[ClassCalibration, ...] = ()
     own_at_held_out: Measurement | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the labelled classes, their numbers where the data name none."""
+        numbers = [str(index) for index in range(len(self.classes))]
+        return list(self.about['data'].get('classes', numbers))
 
     @property
     def fit(self) -> TemperatureFit:
@@ -167,7 +176,8 @@ def analyse(
     own = None
     if OWN_TRAINING in sets:
         own = measure(stores[OWN_TRAINING], distillation_fit.temperature)
-    return CalibrationResult(sets, comparison, dict(about), tuple(all_warnings), own)
+    classes = class_calibration(stores[DISTILLATION], distillation_fit.temperature)
+    return CalibrationResult(sets, comparison, dict(about), tuple(all_warnings), classes, own)
 
 
 def fit_set(store: SampleStore, name: str, *, seed: int = 0) -> SetResult:

@@ -21,10 +21,14 @@ from calkd_det.measurement.analysis import (
     readable_name,
 )
 from calkd_det.measurement.calibrators import comparison_to_json
+from calkd_det.measurement.class_table import class_table, classes_to_json
 from calkd_det.measurement.comparison_text import comparison_text, own_training_text
+from calkd_det.measurement.html_page import to_html
+from calkd_det.measurement.teacher_calibration import bins_of
 
 RESULT_FILE = 'temperature.json'
 REPORT_FILE = 'report.md'
+PAGE_FILE = 'report.html'
 
 _ADVICE = {
     'softmax': "This T makes the teacher's scores most likely. It need not be the best T for a "
@@ -47,7 +51,7 @@ _IN_PERCENT = {name for name in METRICS if name not in ('nll', 'brier')}
 
 
 def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
-    """Write the JSON, the Markdown and a diagram for each set of samples.
+    """Write the JSON, the Markdown, the same as HTML and a diagram for each set of samples.
 
     Args:
         report: The result of the calibration.
@@ -57,10 +61,11 @@ def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
         The files that were written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / RESULT_FILE, out / REPORT_FILE]
+    files = [out / RESULT_FILE, out / REPORT_FILE, out / PAGE_FILE]
     text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
     files[0].write_text(text + '\n', encoding='utf-8')
-    files[1].write_text(to_markdown(report, out), encoding='utf-8')
+    markdown = to_markdown(report, out)
+    files[1].write_text(markdown, encoding='utf-8')
     for name, result in report.sets.items():
         figure = plot_before_after(
             result.before.reliability,
@@ -70,6 +75,7 @@ def write_report(report: CalibrationResult, out: Path) -> tuple[Path, ...]:
         )
         files.append(out / _diagram_file(name))
         figure.savefig(files[-1])
+    files[2].write_text(to_html(markdown, out), encoding='utf-8')
     return tuple(files)
 
 
@@ -86,6 +92,7 @@ def to_json(report: CalibrationResult) -> dict[str, Any]:
             for cls, fit in report.class_fits.items()
         },
         **({} if report.comparison is None else comparison_to_json(report.comparison)),
+        'classes': classes_to_json(report.classes, report.class_names),
         'warnings': list(report.warnings),
         **report.about,
         'comparison': {
@@ -152,6 +159,7 @@ def to_markdown(report: CalibrationResult, out: Path) -> str:
             _bound_text(name, result),
             f'![Reliability before and after]({_diagram_file(name)})',
         ]
+    parts += ['## By class', class_table(report.classes, report.class_names)]
     if report.comparison is not None:
         parts += ['## Which calibrator', comparison_text(report.comparison)]
     if report.class_fits:
@@ -194,6 +202,10 @@ def _set_to_json(result: SetResult) -> dict[str, Any]:
         'num_foreground': result.num_foreground,
         'before': result.before.values,
         'after': result.after.values,
+        'bins': {
+            'before': bins_of(result.before.reliability),
+            'after': bins_of(result.after.reliability),
+        },
     }
 
 

@@ -104,6 +104,7 @@ def test_temperature_is_that_of_the_samples_of_distillation(tmp_path: Path) -> N
     assert [path.name for path in paths] == [
         'temperature.json',
         'report.md',
+        'report.html',
         'reliability_distillation.png',
         'reliability_proposals.png',
         'reliability_detections.png',
@@ -217,6 +218,7 @@ def test_end_to_end(
         'reliability_detections.png',
         'reliability_distillation.png',
         'reliability_proposals.png',
+        'report.html',
         'report.md',
         'temperature.json',
     ]
