@@ -16,7 +16,9 @@ from mmdet.models.dense_heads import (
     DINOHead,
 )
 from mmdet.models.detectors import DetectionTransformer
+from mmdet.models.losses import QualityFocalLoss
 from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
@@ -222,18 +224,24 @@ class QueryTap(Tap):
         if counted is None:
             counted = torch.ones_like(queries.logits[..., 0], dtype=torch.bool)
         logits = [own[kept] for own, kept in zip(queries.logits, counted)]
-        labels, weights, *_ = head.get_targets(
+        boxes = [own[kept] for own, kept in zip(queries.boxes, counted)]
+        labels, weights, box_targets, *_ = head.get_targets(
             logits,
-            [own[kept] for own, kept in zip(queries.boxes, counted)],
+            boxes,
             [sample.gt_instances for sample in data_samples],
             [sample.metainfo for sample in data_samples],
         )
+        qualities = None
+        if isinstance(head.loss_cls, QualityFocalLoss):  # trained to the IoU of the box
+            corners = (bbox_cxcywh_to_xyxy(torch.cat(part)) for part in (boxes, box_targets))
+            qualities = bbox_overlaps(*corners, is_aligned=True)
         samples = HeadSamples(
             logits=torch.cat(logits),
             labels=torch.cat(labels),
             weights=torch.cat(weights),
             locations=counted.nonzero(),
             activation=self.activation(detector),
+            qualities=qualities,
         )
         matched = samples.labels < head.num_classes
         return {

@@ -7,12 +7,14 @@ from typing import Any
 import dense_cases
 import helpers
 import pytest
+import query_cases
 import torch
 from torch import Tensor, nn
 
 from calkd_det.knowledge import HeadSamples
 from calkd_det.taps import find_tap
 from calkd_det.taps.dense_samples import share_of_background
+from calkd_det.taps.queries import QueryTap, predict_queries
 
 QUALITIES = ['GFL', 'RTMDet', 'RTMDet-Ins', 'YOLOX']
 LABELS = ['RetinaNet', 'FCOS', 'ATSS']
@@ -58,6 +60,34 @@ def test_qualities_are_the_targets_of_the_loss(name: str) -> None:
     assert foreground.min() >= 0
     assert foreground.max() <= 1
     assert foreground.unique().numel() > 1
+
+
+@pytest.mark.parametrize('name', ['Deformable DETR', 'DINO'])
+def test_qualities_of_queries_are_the_targets_of_the_loss(name: str) -> None:
+    model = query_cases.detector_config(name)
+    model.bbox_head.loss_cls = dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0)
+    detector = helpers.build(model).eval()
+    data = detector.data_preprocessor(helpers.batch(num_boxes=4), False)
+    samples = QueryTap().sample_sets(detector, data['inputs'], data['data_samples'], [0, 1])
+    targets: list[Any] = []
+    detector.bbox_head.loss_cls.register_forward_pre_hook(
+        lambda module, args: targets.append(args[1])
+    )
+    layers, _ = predict_queries(
+        detector, detector.extract_feat(data['inputs']), data['data_samples']
+    )
+    detector.bbox_head.loss_by_feat_single(
+        layers[-1].logits,
+        layers[-1].boxes,
+        [sample.gt_instances for sample in data['data_samples']],
+        [sample.metainfo for sample in data['data_samples']],
+    )
+    ((labels, qualities),) = targets
+    whole = samples['distillation']
+    foreground = labels < whole.num_classes
+    assert torch.equal(whole.labels, labels)
+    torch.testing.assert_close(whole.qualities[foreground], qualities[foreground])
+    assert torch.equal(samples['matched'].qualities, whole.qualities[foreground])
 
 
 @pytest.mark.parametrize('name', LABELS)
