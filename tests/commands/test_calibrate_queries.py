@@ -19,9 +19,10 @@ from query_cases import distilled
 
 from calkd_det import config_path
 from calkd_det.calibration import TemperatureScaling
-from calkd_det.calibration.reliability import reliability
+from calkd_det.calibration.reliability import reliability_from_confidences
 from calkd_det.calibration.temperature import fit_temperature
 from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.detectors.diagnosis import predict
 from calkd_det.hooks import TeacherCalibrationHook
 from calkd_det.knowledge import HeadSamples
 from calkd_det.measurement.collect import collect_samples
@@ -148,7 +149,7 @@ def test_a_detector_of_masks_needs_masks(
 
 
 @pytest.mark.parametrize('name', ['DETR', 'DINO'])
-def test_the_hook_logs_both_parts(
+def test_the_hook_logs_queries_with_an_object_and_all(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = query_cases.detector_config(name)
@@ -176,12 +177,13 @@ def test_the_hook_logs_both_parts(
     activation = recorded[0][0].activation
     labels = torch.cat([samples.labels for samples, _ in recorded])
     logits = torch.cat([logits for _, logits in recorded])
-    probs = logits.softmax(1) if activation == 'softmax' else logits.sigmoid()
     matched = labels < len(CLASSES)
     assert int(matched.sum()) == 2 * 2 * 3
-    for part, rows in (('_matched', matched), ('_rest', ~matched), ('', matched | ~matched)):
-        expected = reliability(probs[rows], labels[rows], n_bins=15, activation=activation)
-        value = runner.message_hub.get_scalar(f'train/teacher_ece{part}').current()
+    confidence, prediction = predict(logits, activation)
+    hit = (prediction == labels) & (matched if activation == 'sigmoid' else True)
+    for name, rows in (('teacher_ece', matched), ('teacher_ece_all', matched | ~matched)):
+        expected = reliability_from_confidences(confidence[rows], hit[rows], n_bins=15)
+        value = runner.message_hub.get_scalar(f'train/{name}').current()
         assert value == pytest.approx(expected.ece, abs=1e-6)
-    assert 'Queries with an object: 12, mean confidence' in logged[-1]
-    assert 'Queries without an object: 36, mean confidence' in logged[-1]
+    assert '12 foreground samples' in logged[-2]
+    assert '48 samples, foreground and background,' in logged[-1]
