@@ -4,7 +4,6 @@ model = dict(
     distillation=dict(
         _delete_=True,
         cls=dict(type='BinaryKDLoss', tau=1.0, loss_weight=1.0),
-        bbox=dict(type='BoxKDLoss', loss_weight=1.0),
         feat=dict(type='PKDLoss', loss_weight=6.0, num_levels=5),
     )
 )

@@ -23,10 +23,7 @@ ADDED = {
     'faster_rcnn/calkd-pkd': dict(feat=dict(type='PKDLoss', loss_weight=6.0)),
     'retinanet/calkd-pkd': dict(feat=dict(type='PKDLoss', loss_weight=10.0)),
     'fcos/calkd-pkd': dict(feat=dict(type='PKDLoss', loss_weight=10.0)),
-    'atss/calkd-pkd': dict(
-        bbox=dict(type='BoxKDLoss', loss_weight=1.0),
-        feat=dict(type='PKDLoss', loss_weight=6.0, num_levels=5),
-    ),
+    'atss/calkd-pkd': dict(feat=dict(type='PKDLoss', loss_weight=6.0, num_levels=5)),
     'gfl/calkd-ld-pkd': dict(
         bbox=dict(type='LDLoss', tau=10.0, loss_weight=0.25),
         feat=dict(type='PKDLoss', loss_weight=6.0, num_levels=5),
