@@ -96,7 +96,8 @@ def select(study: Study) -> Selection:
     """Read a study's rows from its results file alone.
 
     Rows are found by their settings: teacher, T, loss, student and seed. Where a config was
-    changed in between, those of the last row's config count, and the others are left out.
+    changed in between, those of the last row's config count, and the others are left out. A teacher
+    is the one that the last student learnt from: another study may have one of the same name.
 
     Raises:
         ConfigError: The results file is damaged.
@@ -113,6 +114,10 @@ def select(study: Study) -> Selection:
         for row in rows
         if row['kind'] == 'student' and (key := settings_key(row['settings'])) in wanted
     ]
+    known = {row['hash']: row for row in rows if row['kind'] == 'teacher'}
+    for cell, row in own:
+        if cell.teacher is not None and row['teacher']['hash'] in known:
+            teachers[cell.teacher] = known[row['teacher']['hash']]
     current = own[-1][1]['base_hash'] if own else None
     cells: dict[str, dict[int, Row]] = {name: {} for name in study.cells}
     left_out = 0
