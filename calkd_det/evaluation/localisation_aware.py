@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -39,14 +38,8 @@ def laece(matches: DetectionMatches) -> float:
         >>> round(laece(DetectionMatches(scores, np.array([0, 0]), ious)), 4)
         0.55
     """
-    inner_edges = np.arange(1, LAECE_BINS) / LAECE_BINS
-
-    def class_error(scores: np.ndarray, ious: np.ndarray) -> float:
-        bins = np.searchsorted(inner_edges, scores, side='left')
-        # precision * mean IoU = sum of IoU / |D_j|, as false positives have IoU 0; |D_j| cancels.
-        return float(np.abs(np.bincount(bins, weights=scores - ious)).sum() / len(scores))
-
-    return _class_mean(matches, class_error)
+    # precision * mean IoU = sum of IoU / |D_j|, as false positives have IoU 0.
+    return _mean(class_binned_errors(matches, matches.ious, LAECE_BINS))
 
 
 def laace(matches: DetectionMatches) -> float:
@@ -65,14 +58,47 @@ def laace(matches: DetectionMatches) -> float:
         >>> round(laace(DetectionMatches(scores, np.array([0, 0]), ious)), 4)
         0.55
     """
-    return _class_mean(matches, lambda scores, ious: float(np.abs(scores - ious).mean()))
+    return _mean(class_absolute_errors(matches))
 
 
-def _class_mean(
-    matches: DetectionMatches, class_error: Callable[[np.ndarray, np.ndarray], float]
-) -> float:
-    errors = []
-    for label in np.unique(matches.labels):
-        chosen = matches.labels == label
-        errors.append(class_error(matches.scores[chosen], matches.ious[chosen]))
-    return math.fsum(errors) / len(errors) if errors else math.nan
+def class_binned_errors(
+    matches: DetectionMatches, targets: np.ndarray, num_bins: int, num_classes: int = 0
+) -> np.ndarray:
+    """Compute the expected calibration error of each class in equal-width bins.
+
+    Args:
+        matches: The detections. Their scores are the confidence.
+        targets: What the confidence is compared with, (N,), in [0, 1]: IoU for the LaECE, hits for
+            the D-ECE of a class.
+        num_bins: Number of bins ``(lower, upper]``; the first one also holds a score of 0.
+        num_classes: The least number C of classes of the result.
+
+    Returns:
+        float64, shape (C,), NaN for a class without a detection.
+    """
+    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, matches.scores, side='left')
+    num_classes = max(num_classes, int(matches.labels.max(initial=-1)) + 1)
+    # |D_j| times the mean gap of a bin is the sum of its gaps.
+    gaps = np.bincount(
+        matches.labels * num_bins + bins,
+        weights=matches.scores - targets,
+        minlength=num_classes * num_bins,
+    )
+    return _over_counts(np.abs(gaps.reshape(num_classes, num_bins)).sum(axis=1), matches)
+
+
+def class_absolute_errors(matches: DetectionMatches, num_classes: int = 0) -> np.ndarray:
+    """Compute the LaACE of each class, float64, shape (C,), NaN without a detection."""
+    num_classes = max(num_classes, int(matches.labels.max(initial=-1)) + 1)
+    gaps = np.abs(matches.scores - matches.ious)
+    return _over_counts(np.bincount(matches.labels, gaps, minlength=num_classes), matches)
+
+
+def _over_counts(sums: np.ndarray, matches: DetectionMatches) -> np.ndarray:
+    counts = np.bincount(matches.labels, minlength=len(sums))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _mean(errors: np.ndarray) -> float:
+    known = errors[~np.isnan(errors)].tolist()
+    return math.fsum(known) / len(known) if known else math.nan

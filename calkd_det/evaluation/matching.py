@@ -1,20 +1,20 @@
-"""Matching of detections to ground truth, by pycocotools."""
+"""Matching of detections to ground truth, by the rules of pycocotools."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from pycocotools import mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 MAX_DETECTIONS = 100
-# COCOeval matches at 'IoU >= threshold'; a threshold of 0 would match boxes that do not touch.
+# A match has 'IoU >= threshold'; a threshold of 0 would match boxes that do not touch.
 _SMALLEST_IOU = float(np.finfo(np.float64).tiny)
+# As in pycocotools: a threshold of 1 is met by a box that is equal up to rounding.
+_LARGEST_IOU = 1 - 1e-10
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ class DetectionMatches:
         scores: (N,) float64.
         labels: (N,) int64.
         ious: (N,) float64. IoU with the matched ground truth, 0 for a false positive.
+        image_indices: (N,) int64, which of the different images each detection is of, in the order
+            in which they were given; None where images do not matter.
     """
 
     scores: np.ndarray
     labels: np.ndarray
     ious: np.ndarray
+    image_indices: np.ndarray | None = None
 
     @property
     def hits(self) -> np.ndarray:
@@ -55,6 +58,11 @@ class DetectionMatches:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def select(self, kept: np.ndarray) -> DetectionMatches:
+        """Return the detections of a mask or of indices."""
+        indices = None if self.image_indices is None else self.image_indices[kept]
+        return DetectionMatches(self.scores[kept], self.labels[kept], self.ious[kept], indices)
 
 
 def match_detections(
@@ -68,7 +76,11 @@ def match_detections(
     Detections of an image and a class are matched in the order of their scores. Each takes the
     ground truth of largest IoU among those that are not taken and whose IoU reaches the threshold.
     A detection that matches a crowd region only is left out. At most :data:`MAX_DETECTIONS`
-    detections of an image and a class are used.
+    detections of an image and a class are used. To leave out detections of low scores afterwards
+    changes no match of the others.
+
+    pycocotools' own loop visits each pair of an image and a class. This one visits the pairs with
+    detections, which are few among thousands of classes.
 
     Args:
         coco: The ground truth.
@@ -80,55 +92,106 @@ def match_detections(
         The matches for each threshold, in the same order. Their numbers of detections can differ,
         because at a low threshold more detections match crowd regions.
     """
-    results = [
-        dict(
-            image_id=image.image_id,
-            category_id=category_ids[label],
-            bbox=[x1, y1, x2 - x1, y2 - y1],
-            score=score,
-        )
-        for image in images
-        for (x1, y1, x2, y2), score, label in zip(
-            image.boxes.tolist(), image.scores.tolist(), image.labels.tolist()
-        )
-    ]
-    if not results:
-        empty = DetectionMatches(np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
-        return [empty for _ in iou_thrs]
-    with redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print()
-        evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
-        evaluation.params.imgIds = [image.image_id for image in images]
-        evaluation.params.catIds = list(category_ids)
-        evaluation.params.iouThrs = np.maximum(iou_thrs, _SMALLEST_IOU)
-        evaluation.params.maxDets = [MAX_DETECTIONS]
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # 'all'
-        evaluation.evaluate()
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    records = [record for record in evaluation.evalImgs if record and record['dtIds']]
-    scores = np.concatenate([record['dtScores'] for record in records])
-    labels = np.concatenate(
-        [np.full(len(record['dtIds']), label_of[record['category_id']]) for record in records]
+    ids = list(dict.fromkeys(image.image_id for image in images))
+    index_of = {image_id: index for index, image_id in enumerate(ids)}
+    indices = np.repeat(
+        np.array([index_of[image.image_id] for image in images], dtype=np.int64),
+        [len(image.scores) for image in images],
     )
-    ious = np.concatenate([_matched_ious(evaluation, record) for record in records], axis=1)
-    ignored = np.concatenate([record['dtIgnore'] for record in records], axis=1).astype(bool)
+    boxes, scores, labels = (
+        np.concatenate([getattr(image, name) for image in images] or [np.zeros(empty)])
+        for name, empty in (('boxes', (0, 4)), ('scores', 0), ('labels', 0))
+    )
+    order = np.lexsort((-scores, labels, indices))
+    indices, labels = indices[order], labels[order].astype(np.int64)
+    scores, boxes = scores[order].astype(np.float64), boxes[order].astype(np.float64)
+    starts = _group_starts(indices, labels)
+    rank = np.arange(len(scores)) - np.repeat(starts, np.diff(starts, append=len(scores)))
+    kept = rank < MAX_DETECTIONS
+    indices, labels, scores, boxes = (a[kept] for a in (indices, labels, scores, boxes))
+    boxes[:, 2:] -= boxes[:, :2]  # x, y, w, h
+
+    thresholds = np.clip(iou_thrs, _SMALLEST_IOU, _LARGEST_IOU).tolist()
+    ious = np.zeros((len(thresholds), len(scores)))
+    ignored = np.zeros(ious.shape, dtype=bool)
+    objects = _objects(coco, ids, category_ids)
+    starts = _group_starts(indices, labels)
+    for start, end in zip(starts, np.append(starts[1:], len(scores))):
+        group = objects.get((ids[indices[start]], int(labels[start])))
+        if group is None:
+            continue
+        overlaps = mask.iou(boxes[start:end], np.array([box for box, _ in group]), _crowds(group))
+        for row, threshold in enumerate(thresholds):
+            ious[row, start:end], ignored[row, start:end] = _match_group(
+                overlaps.tolist(), _crowds(group), threshold
+            )
     return [
-        DetectionMatches(scores[~ignore], labels[~ignore], iou[~ignore])
+        DetectionMatches(scores, labels, iou, indices).select(~ignore)
         for iou, ignore in zip(ious, ignored)
     ]
 
 
-def _matched_ious(evaluation: COCOeval, record: dict[str, Any]) -> np.ndarray:
-    """Return the IoU with the matched ground truth, (thresholds, detections), 0 without a match."""
-    ious = np.zeros(record['dtMatches'].shape)
-    image_id, category_id = record['image_id'], record['category_id']
-    overlaps = evaluation.ious[image_id, category_id]
-    # The columns of `overlaps` are in this order; the record's own order has crowd regions last.
-    gt_ids = evaluation.cocoGt.getAnnIds(imgIds=[image_id], catIds=[category_id])
-    rows = {dt_id: row for row, dt_id in enumerate(record['dtIds'])}
-    # `gtMatches`, because an annotation with id 0 looks like no match in `dtMatches`.
-    for threshold, matches in enumerate(record['gtMatches']):
-        for gt_id, dt_id in zip(record['gtIds'], matches):
-            if dt_id:
-                row = rows[dt_id]
-                ious[threshold, row] = overlaps[row, gt_ids.index(gt_id)]
-    return ious
+def count_objects(
+    coco: COCO, images: Sequence[ImageDetections], category_ids: Sequence[int]
+) -> np.ndarray:
+    """Return the number of objects of each class in the images, crowd regions apart, int64 (C,)."""
+    counts = np.zeros(len(category_ids), dtype=np.int64)
+    groups = _objects(coco, {image.image_id for image in images}, category_ids)
+    for (_, label), group in groups.items():
+        counts[label] += len(group) - sum(_crowds(group))
+    return counts
+
+
+def _objects(
+    coco: COCO, image_ids: Iterable[int], category_ids: Sequence[int]
+) -> dict[tuple[int, int], list[tuple[list[float], int]]]:
+    """Return box (x, y, w, h) and crowd flag of the objects of each pair of image and label."""
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    objects = defaultdict(list)
+    for image_id in image_ids:
+        for annotation in coco.imgToAnns.get(image_id, ()):
+            label = label_of.get(annotation['category_id'])
+            if label is not None:
+                crowd = int(annotation.get('iscrowd', 0))
+                objects[image_id, label].append((annotation['bbox'], crowd))
+    return objects
+
+
+def _crowds(group: list[tuple[list[float], int]]) -> list[int]:
+    return [crowd for _, crowd in group]
+
+
+def _group_starts(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return where each run of equal image and label starts."""
+    if not len(labels):
+        return np.zeros(0, dtype=np.int64)
+    changed = (np.diff(indices) != 0) | (np.diff(labels) != 0)
+    return np.concatenate([[0], np.flatnonzero(changed) + 1])
+
+
+def _match_group(
+    overlaps: list[list[float]], crowds: list[int], threshold: float
+) -> tuple[list[float], list[bool]]:
+    """Match the detections of an image and a class, highest score first.
+
+    Args:
+        overlaps: IoU of each detection with each object.
+        crowds: Whether each object is a crowd region.
+        threshold: The least IoU of a match.
+
+    Returns:
+        The IoU of each detection with its match or 0, and whether it is left out.
+    """
+    free = [not crowd for crowd in crowds]
+    ious, ignored = [], []
+    for row in overlaps:
+        best, best_iou = None, threshold
+        for index, iou in enumerate(row):
+            # Of objects of equal IoU the last one is taken, as by pycocotools.
+            if free[index] and iou >= best_iou:
+                best, best_iou = index, iou
+        if best is not None:
+            free[best] = False
+        ious.append(0.0 if best is None else best_iou)
+        ignored.append(best is None and any(c and iou >= threshold for c, iou in zip(crowds, row)))
+    return ious, ignored
