@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import METRICS
@@ -20,20 +18,26 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.visualization import Visualizer
 
 from calkd_det.calibration.diagram import plot_reliability
-from calkd_det.calibration.reliability import Reliability, reliability_from_confidences
-from calkd_det.config import check_number
+from calkd_det.calibration.reliability import Reliability
 from calkd_det.errors import ConfigError
-from calkd_det.evaluation.localisation_aware import LAECE_BINS, laace, laece
-from calkd_det.evaluation.matching import DetectionMatches, ImageDetections, match_detections
+from calkd_det.evaluation.box_measurement import BoxMeasurement, measure_boxes, overlap_name
+from calkd_det.evaluation.localisation_aware import LAECE_BINS
+from calkd_det.evaluation.matching import ImageDetections
+from calkd_det.evaluation.result_files import (
+    read_thresholds,
+    thresholds_in_order,
+    write_results,
+)
+from calkd_det.evaluation.settings import option_key, resolve_settings
 
 
 @METRICS.register_module()
 class DetectionCalibration(BaseMetric):
-    """Calibration errors of a detector's final boxes.
+    """Calibration and LRP errors of a detector's final boxes.
 
     The evaluator takes the predictions that :class:`mmdet.evaluation.CocoMetric` takes and maps
-    labels to categories in the same way. It matches boxes by pycocotools
-    (:func:`.match_detections`). With the default threshold its figures are
+    labels to categories in the same way. It matches boxes as pycocotools does
+    (:func:`.match_detections`). With the default thresholds its figures are
 
     - ``D-ECE_IoU50``: the expected calibration error of 'this box is a true positive at
       IoU >= 0.5', over all classes together, in equal-width bins ``(lower, upper]`` (Küppers et
@@ -43,18 +47,33 @@ class DetectionCalibration(BaseMetric):
       bins, which add up to it;
     - ``LaECE_IoU50``, ``LaECE_0``: see :func:`.laece`;
     - ``LaACE_0``: see :func:`.laace`;
+    - ``LRP_IoU50`` and its parts ``LRP_loc_IoU50``, ``LRP_FP_IoU50`` and ``LRP_FN_IoU50``: see
+      :class:`.LrpErrors`;
+    - ``oLRP_IoU50`` and its parts: the same at the score threshold of each class that has the
+      least LRP error on these images, see :func:`.optimal_lrp`;
     - ``num_detections``: the number of boxes of the figures at ``iou_thr``.
 
     The reliability diagram of the D-ECE goes, as an image, to the current visualizer and so to each
     of its backends (a PNG in the run's folder, TensorBoard, ...).
 
-    Without any detection all other figures are NaN, and a warning is logged.
+    Without any detection the calibration errors are NaN, and a warning is logged.
 
     Args:
         ann_file: The annotation file, in COCO format, of the evaluated images.
-        iou_thr: The least IoU, in (0, 1], of a true positive.
-        num_bins: Number of bins of the D-ECE. The LaECE has 25.
-        score_thr: Detections below this score, in [0, 1], are left out.
+        iou_thr: The least IoU, in (0, 1], of a true positive; 0.5 by default.
+        num_bins: Number of bins of the D-ECE, 15 by default. The LaECE has 25.
+        score_thr: Detections below this score, in [0, 1], are left out; 0 by default. ``'lrp'``:
+            each class has the threshold of least LRP error.
+        lrp_iou_thr: The least IoU, in [0, 1], of a true positive of the LRP error; ``iou_thr`` by
+            default, 0 for any overlap.
+        lrp_from: With ``score_thr='lrp'``, the JSON file of an evaluation of other images, whose
+            thresholds are used. By default they are chosen on the images that are evaluated,
+            which makes their errors look better than on others.
+        preset: The options of a paper: ``'kuppers2020'``, ``'oksuz2023'`` or ``'kuzucu2024'``.
+        classwise: Whether to log a table of the classes.
+        outfile_prefix: Path, up to ``.calibration.json`` and ``.calibration.csv``, of files of the
+            figures, the bins and the classes; the names have ``prefix`` in place of
+            ``calibration``. Each evaluation replaces them.
         out_dir: A folder for a PNG of the reliability diagram, besides the visualizer's. Each
             evaluation replaces the file.
         prefix: The prefix of the figures' names, ``calibration`` by default. Two evaluators of
@@ -63,8 +82,8 @@ class DetectionCalibration(BaseMetric):
         collect_dir: See :class:`mmengine.evaluator.BaseMetric`.
 
     Raises:
-        ConfigError: A value is out of its range, the annotation file cannot be read, or it lacks
-            a class or an image of the evaluated data set.
+        ConfigError: A value is out of its range or contradicts the preset, a file cannot be read,
+            or it lacks a class or an image of the evaluated data set.
     """
 
     default_prefix = 'calibration'
@@ -72,20 +91,35 @@ class DetectionCalibration(BaseMetric):
     def __init__(
         self,
         ann_file: str,
-        iou_thr: float = 0.5,
-        num_bins: int = 15,
-        score_thr: float = 0.0,
+        iou_thr: float | None = None,
+        num_bins: int | None = None,
+        score_thr: float | str | None = None,
         out_dir: str | None = None,
         prefix: str | None = None,
         collect_device: str = 'cpu',
         collect_dir: str | None = None,
+        *,
+        lrp_iou_thr: float | None = None,
+        lrp_from: str | None = None,
+        preset: str | None = None,
+        classwise: bool = False,
+        outfile_prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        self.iou_thr = _check_fraction('iou_thr', iou_thr, minimum_open=True)
-        self.score_thr = _check_fraction('score_thr', score_thr, minimum_open=False)
-        if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
-            raise ConfigError(f'{_key("num_bins")} must be an integer >= 1, but is {num_bins!r}')
-        self.num_bins = num_bins
+        self.settings = resolve_settings(
+            preset, iou_thr=iou_thr, num_bins=num_bins, score_thr=score_thr, lrp_iou_thr=lrp_iou_thr
+        )
+        if lrp_from is not None and self.settings.score_thr != 'lrp':
+            raise ConfigError(
+                f"{option_key('lrp_from')} is for score_thr='lrp', but score_thr is "
+                f'{self.settings.score_thr:g}: leave out one of them'
+            )
+        self.lrp_from = lrp_from
+        self._given_thresholds = (
+            None if lrp_from is None else read_thresholds(lrp_from, self.settings.lrp_iou_thr)
+        )
+        self.classwise = classwise
+        self.outfile_prefix = outfile_prefix
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.ann_file = ann_file
         self._coco = _read_annotations(ann_file)
@@ -99,12 +133,13 @@ class DetectionCalibration(BaseMetric):
                 of the original image, ``scores`` (N,), ``labels`` (N,).
         """
         num_classes = len(self._category_ids)
+        least_score = 0.0 if self.settings.score_thr == 'lrp' else self.settings.score_thr
         for sample in data_samples:
             image_id, instances = sample['img_id'], sample['pred_instances']
             if image_id not in self._coco.imgs:
                 raise ConfigError(
-                    f'{_key("ann_file")}: {self.ann_file} has no image with the id {image_id!r}; '
-                    'is it the annotation file of the data set that is evaluated?'
+                    f'{option_key("ann_file")}: {self.ann_file} has no image with the id '
+                    f'{image_id!r}; is it the annotation file of the data set that is evaluated?'
                 )
             labels = instances['labels']
             if (labels >= num_classes).any():
@@ -112,7 +147,7 @@ class DetectionCalibration(BaseMetric):
                     f'the detector gives the label {int(labels.max())}, but the data set that is '
                     f'evaluated has {num_classes} classes: compare num_classes of its head'
                 )
-            kept = instances['scores'] >= self.score_thr
+            kept = instances['scores'] >= least_score
             self.results.append(
                 ImageDetections(
                     image_id,
@@ -127,37 +162,36 @@ class DetectionCalibration(BaseMetric):
 
         mmengine calls it in the main process only.
         """
-        overlapping, matched = match_detections(
-            self._coco, results, self._category_ids, (0.0, self.iou_thr)
+        measured = measure_boxes(
+            self._coco,
+            results,
+            self._category_ids,
+            self.dataset_meta['classes'],
+            self.settings,
+            None
+            if self._given_thresholds is None
+            else thresholds_in_order(
+                self._given_thresholds, self.dataset_meta['classes'], self.lrp_from
+            ),
         )
-        scope = f'IoU{100 * self.iou_thr:g}'
-        figures = {
-            f'D-ECE_{scope}': math.nan,
-            f'D-ECE_over_{scope}': math.nan,
-            f'D-ECE_under_{scope}': math.nan,
-            f'LaECE_{scope}': laece(matched),
-            'LaECE_0': laece(overlapping),
-            'LaACE_0': laace(overlapping),
-            # mmengine's JSON log of a test drops integers.
-            'num_detections': float(len(matched)),
-        }
-        if not len(matched):
-            print_log(
-                f'There is no detection with a score >= {self.score_thr:g}: nothing is known of '
-                'the calibration.',
-                logger='current',
-                level=logging.WARNING,
+        self._log(measured)
+        if self.outfile_prefix is not None:
+            files = write_results(
+                self.outfile_prefix,
+                self._name,
+                self.settings,
+                dict(ann_file=str(self.ann_file), lrp_from=self.lrp_from and str(self.lrp_from)),
+                measured,
             )
-            return figures
-        reliability = reliability_from_confidences(
-            torch.from_numpy(matched.scores), torch.from_numpy(matched.hits), n_bins=self.num_bins
-        )
-        figures[f'D-ECE_{scope}'] = reliability.ece
-        figures[f'D-ECE_over_{scope}'] = reliability.ece_over
-        figures[f'D-ECE_under_{scope}'] = reliability.ece_under
-        self._log_settings(matched)
-        self._publish_diagram(reliability, f'{self.prefix}_reliability_{scope}'.replace('/', '_'))
-        return figures
+            print_log(f'wrote {" and ".join(map(str, files))}', logger='current')
+        if measured.reliability is not None:
+            scope = overlap_name(self.settings.iou_thr)
+            self._publish_diagram(measured.reliability, f'{self._name}_reliability_{scope}')
+        return measured.figures
+
+    @property
+    def _name(self) -> str:
+        return self.prefix.replace('/', '_')
 
     @cached_property
     def _category_ids(self) -> list[int]:
@@ -167,32 +201,65 @@ class DetectionCalibration(BaseMetric):
         missing = [name for name in classes if name not in known]
         if missing:
             raise ConfigError(
-                f'{_key("ann_file")}: {self.ann_file} lacks the class {missing[0]!r} of the data '
-                f'set that is evaluated; it has: {", ".join(sorted(known))}'
+                f'{option_key("ann_file")}: {self.ann_file} lacks the class {missing[0]!r} of '
+                f'the data set that is evaluated; it has: {", ".join(sorted(known))}'
             )
         return self._coco.get_cat_ids(cat_names=classes)
 
-    def _log_settings(self, matched: DetectionMatches) -> None:
-        num_detected, num_classes = len(np.unique(matched.labels)), len(self._category_ids)
+    def _log(self, measured: BoxMeasurement) -> None:
+        settings, columns = self.settings, measured.classes.columns
+        choice = f'with a score >= {settings.score_thr}'
+        if settings.score_thr == 'lrp':
+            source = (
+                'on these images, so that the errors look better than on others'
+                if self.lrp_from is None
+                else f"by '{self.lrp_from}'"
+            )
+            overlap = f'IoU >= {settings.lrp_iou_thr:g}' if settings.lrp_iou_thr else 'any overlap'
+            choice = (
+                'with a score of at least the threshold of their class, which has the least LRP '
+                f'error at {overlap} and was chosen {source}'
+            )
+            num_without = int(np.isnan(columns['score_thr']).sum())
+            if num_without:
+                choice += f'; {num_without} classes have no threshold for want of a true positive'
+        if not measured.num_detections:
+            print_log(
+                f'There is no detection {choice}: nothing is known of the calibration.',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return
+        num_detected = int((columns['num_detections'] > 0).sum())
+        num_with_objects = int((columns['num_objects'] > 0).sum())
+        preset = '' if settings.preset is None else f' (preset {settings.preset})'
         print_log(
-            f'Calibration of {len(matched)} final boxes with a score >= {self.score_thr:g}. '
-            f'D-ECE: all classes together, {self.num_bins} equal-width bins. '
+            f'Calibration of {measured.num_detections} final boxes {choice}{preset}. '
+            f'D-ECE: all classes together, {settings.num_bins} equal-width bins. '
             f'LaECE: {LAECE_BINS} equal-width bins. '
-            f'LaECE and LaACE: mean over the {num_detected} of {num_classes} classes that were '
-            'detected.',
+            f'LaECE and LaACE: mean over the {num_detected} of {len(measured.classes.names)} '
+            f'classes that were detected. LRP: mean over the {num_with_objects} classes with '
+            'objects.',
             logger='current',
         )
+        if self.classwise:
+            print_log(f'\n{measured.classes.table()}', logger='current')
 
     def _publish_diagram(self, reliability: Reliability, name: str) -> None:
         # Without a visualizer, get_current_instance() would fail and keep mmengine's lock.
         visualizer = Visualizer.get_current_instance() if Visualizer._instance_dict else None
         if visualizer is None and self.out_dir is None:
             return
+        settings = self.settings
+        chosen = (
+            'above LRP-optimal scores'
+            if settings.score_thr == 'lrp'
+            else f'of score ≥ {settings.score_thr:g}'
+        )
         figure = plot_reliability(
             reliability,
-            title=f'Final boxes: true positive at IoU ≥ {self.iou_thr:g}\n'
-            f'{reliability.num_samples} boxes of score ≥ {self.score_thr:g}, '
-            f'{self.num_bins} equal-width bins',
+            title=f'Final boxes: true positive at IoU ≥ {settings.iou_thr:g}\n'
+            f'{reliability.num_samples} boxes {chosen}, {settings.num_bins} equal-width bins',
         )
         diagram, histogram = figure.axes
         diagram.set_ylabel('precision')
@@ -205,19 +272,8 @@ class DetectionCalibration(BaseMetric):
             visualizer.add_image(name, _to_rgb(figure), step)
 
 
-def _key(name: str) -> str:
-    return f'val_evaluator.{name} (or test_evaluator.{name})'
-
-
-def _check_fraction(name: str, value: Any, *, minimum_open: bool) -> float:
-    value = check_number(value, _key(name), minimum_open=minimum_open, hint='at most 1')
-    if value > 1:
-        raise ConfigError(f'{_key(name)} must be at most 1, but is {value}')
-    return value
-
-
 def _read_annotations(ann_file: Any) -> COCO:
-    key = _key('ann_file')
+    key = option_key('ann_file')
     if not isinstance(ann_file, (str, Path)):
         raise ConfigError(f'{key} must be the path of an annotation file, but is {ann_file!r}')
     try:

@@ -34,15 +34,6 @@ class LrpErrors:
     false_positive: np.ndarray
     false_negative: np.ndarray
 
-    def means(self) -> dict[str, float]:
-        """Return the mean of each error over classes, NaN where no class has it."""
-        return {
-            'total': nan_mean(self.total),
-            'localisation': nan_mean(self.localisation),
-            'false_positive': nan_mean(self.false_positive),
-            'false_negative': nan_mean(self.false_negative),
-        }
-
 
 def lrp_errors(matches: DetectionMatches, num_objects: np.ndarray, iou_thr: float) -> LrpErrors:
     """Compute the LRP error of each class and its parts, from all detections that are given.

@@ -122,7 +122,7 @@ def test_perfect_detector(two_objects: str) -> None:
     image = detections([(0, 0, 10, 10), (20, 20, 10, 20)], [1.0, 1.0], [0, 1])
     figures = evaluate(DetectionCalibration(two_objects), [image])
     assert figures.pop('calibration/num_detections') == 2
-    assert len(figures) == 6
+    assert len(figures) == 14
     assert set(figures.values()) == {0.0}
 
 
@@ -138,6 +138,15 @@ def test_shifted_confidences(two_objects: str) -> None:
         'calibration/LaECE_IoU50': 0.125,
         'calibration/LaECE_0': 0.125,
         'calibration/LaACE_0': 0.125,
+        # At 0.875 there is no error; with all boxes half of them are wrong.
+        'calibration/LRP_IoU50': 0.5,
+        'calibration/LRP_loc_IoU50': 0,
+        'calibration/LRP_FP_IoU50': 0.5,
+        'calibration/LRP_FN_IoU50': 0,
+        'calibration/oLRP_IoU50': 0,
+        'calibration/oLRP_loc_IoU50': 0,
+        'calibration/oLRP_FP_IoU50': 0,
+        'calibration/oLRP_FN_IoU50': 0,
         'calibration/num_detections': 4,
     }
 
@@ -192,8 +201,10 @@ def test_no_detections(two_objects: str, tmp_path: Path, monkeypatch: pytest.Mon
     metric = DetectionCalibration(two_objects, out_dir=str(tmp_path / 'out'))
     figures = evaluate(metric, [detections([], [], [])])
     assert figures.pop('calibration/num_detections') == 0
+    missed = {f'calibration/{name}_IoU50' for name in ('LRP', 'LRP_FN', 'oLRP', 'oLRP_FN')}
+    assert {figures.pop(name) for name in missed} == {1.0}
+    assert len(figures) == 10
     assert all(math.isnan(value) for value in figures.values())
-    assert len(figures) == 6
     assert 'no detection' in said[0]
     assert not (tmp_path / 'out').exists()
 

@@ -16,8 +16,10 @@ from plain_calibration import (
     random_case,
 )
 
-from calkd_det.evaluation.lrp import above_thresholds, lrp_errors, optimal_lrp
+from calkd_det.evaluation.lrp import above_thresholds, lrp_errors, nan_mean, optimal_lrp
 from calkd_det.evaluation.matching import DetectionMatches, count_objects, match_detections
+
+PARTS = ('total', 'localisation', 'false_positive', 'false_negative')
 
 
 @pytest.mark.parametrize('iou_thr', [0.0, 0.1, 0.5])
@@ -51,8 +53,7 @@ def test_errors_and_thresholds_agree_with_plain_loops(tmp_path: Path, iou_thr: f
 
 
 def rows(errors: object, label: int) -> list[float]:
-    names = ('total', 'localisation', 'false_positive', 'false_negative')
-    return [float(getattr(errors, name)[label]) for name in names]
+    return [float(getattr(errors, name)[label]) for name in PARTS]
 
 
 def test_equal_scores_are_kept_together() -> None:
@@ -81,8 +82,8 @@ def test_of_equal_errors_the_highest_threshold_is_taken() -> None:
 
 def test_a_class_without_objects_is_in_no_mean() -> None:
     matches = DetectionMatches(np.array([0.9, 0.8]), np.array([0, 1]), np.array([1.0, 0.0]))
-    means = lrp_errors(matches, np.array([1, 0]), 0.5).means()
-    assert means == dict(total=0, localisation=0, false_positive=0, false_negative=0)
+    errors = lrp_errors(matches, np.array([1, 0]), 0.5)
+    assert [nan_mean(getattr(errors, name)) for name in PARTS] == [0, 0, 0, 0]
 
 
 def test_a_threshold_of_one_has_no_localisation_error() -> None:
