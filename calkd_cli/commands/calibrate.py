@@ -1,5 +1,7 @@
 """Fit a detector's temperature and other calibrators on held-out images.
 
+--target boxes calibrates its final boxes instead, class by class, for its use and evaluation.
+
 Report its calibration before and after. Use images that neither trained the teacher nor judge
 the student: the config's own train and test images are no such, so there is no default.
 """
@@ -27,6 +29,8 @@ writes, under DIR:
   report.md             errors before and after, by class, and which calibrator is recommended
   report.html           the same in one file, pictures inside
   reliability_*.png     a diagram for each
+with --target boxes:
+  boxes.json            parameters and score thresholds, for BoxCalibrationHook in a test
 """
 
 
@@ -49,6 +53,24 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='default: calibration/<name of the config>'
     )
+    parser.add_argument(
+        '--target',
+        choices=('teacher', 'boxes'),
+        default='teacher',
+        help='what to calibrate: the class logits that a student learns from, or final boxes; '
+        'default: teacher',
+    )
+    parser.add_argument(
+        '--method',
+        choices=('platt', 'isotonic'),
+        help='calibrator of each class for --target boxes; default: platt',
+    )
+    parser.add_argument(
+        '--fit-to',
+        choices=('iou', 'precision'),
+        help='what a calibrated score is for --target boxes: the expected IoU, or the probability '
+        'of a true positive at IoU 0.5; default: iou',
+    )
     parser.add_argument('--batch-size', type=at_least(1), metavar='N', default=4, help='default: 4')
     parser.add_argument(
         '--workers',
@@ -65,7 +87,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--max-images', type=at_least(1), metavar='N', help='only the first N, for a quick look'
     )
     add_cfg_options(parser)
-    add_json(parser, 'the content of temperature.json')
+    add_json(parser, 'the content of temperature.json or boxes.json')
 
 
 def run(args: Namespace) -> int:
@@ -74,11 +96,17 @@ def run(args: Namespace) -> int:
             'give --ann and --images: a COCO annotation file and the folder of its images, which '
             'neither trained the teacher nor judge the student'
         )
-    own_training = None
     if args.train_ann is not None or args.train_images is not None:
+        if args.target == 'boxes':
+            raise UsageError('--train-ann and --train-images are not for --target boxes')
         if args.train_ann is None or args.train_images is None:
             raise UsageError('give --train-ann and --train-images both, or neither')
-        own_training = (args.train_ann, args.train_images)
+    if args.target == 'boxes':
+        return _run_boxes(args)
+    if args.method or args.fit_to:
+        option = '--method' if args.method else '--fit-to'
+        raise UsageError(f'{option} is for --target boxes: add it, or leave out {option}')
+    own_training = None if args.train_ann is None else (args.train_ann, args.train_images)
     from calkd_det.commands.calibrate import calibrate, summary
     from calkd_det.measurement.calibration_report import to_json, write_report
 
@@ -105,4 +133,33 @@ def run(args: Namespace) -> int:
         print(json.dumps(to_json(report), indent=2))
     else:
         print(f'\n{summary(report, out)}\n\nreport: {files[1]}')
+    return 0
+
+
+def _run_boxes(args: Namespace) -> int:
+    from calkd_det.commands.calibrate_boxes import calibrate_boxes, summary, write_result
+
+    out = args.out or Path('calibration', Path(args.config).stem)
+    cfg = read_config(args)
+    device = find_device(args)
+    with keep_stdout_for_json(args):
+        result = calibrate_boxes(
+            cfg,
+            args.config,
+            args.checkpoint,
+            ann_file=args.ann,
+            images=args.images,
+            method=args.method or 'platt',
+            fit_to=args.fit_to or 'iou',
+            device=device,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            max_images=args.max_images,
+            seed=args.seed,
+        )
+        path = write_result(result, out)
+    if args.json:
+        print(json.dumps(result.to_plain(), indent=2))
+    else:
+        print(f'\n{summary(result, path)}')
     return 0

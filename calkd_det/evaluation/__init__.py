@@ -1,6 +1,7 @@
-"""Evaluators for ``val_evaluator`` and ``test_evaluator``, to be used beside mmdet's."""
+"""Evaluators for ``val_evaluator`` and ``test_evaluator``, and calibration of final boxes."""
 
+from calkd_det.evaluation.box_calibration_hook import BoxCalibrationHook, calibrate_boxes
 from calkd_det.evaluation.detection_calibration import DetectionCalibration
 from calkd_det.evaluation.unrounded_coco import UnroundedCocoMetric
 
-__all__ = ['DetectionCalibration', 'UnroundedCocoMetric']
+__all__ = ['BoxCalibrationHook', 'DetectionCalibration', 'UnroundedCocoMetric', 'calibrate_boxes']

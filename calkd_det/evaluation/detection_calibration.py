@@ -147,15 +147,7 @@ class DetectionCalibration(BaseMetric):
                     f'the detector gives the label {int(labels.max())}, but the data set that is '
                     f'evaluated has {num_classes} classes: compare num_classes of its head'
                 )
-            kept = instances['scores'] >= least_score
-            self.results.append(
-                ImageDetections(
-                    image_id,
-                    boxes=instances['bboxes'][kept].float().cpu().numpy(),
-                    scores=instances['scores'][kept].float().cpu().numpy(),
-                    labels=labels[kept].cpu().numpy(),
-                )
-            )
+            self.results.append(ImageDetections.from_instances(image_id, instances, least_score))
 
     def compute_metrics(self, results: list[ImageDetections]) -> dict[str, float]:
         """Compute the figures and draw the diagram from the detections of all processes.

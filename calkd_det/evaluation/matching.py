@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pycocotools import mask
@@ -32,6 +33,31 @@ class ImageDetections:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+    @classmethod
+    def from_instances(
+        cls, image_id: int, instances: Any, least_score: float = 0.0
+    ) -> ImageDetections:
+        """Return the boxes of a detector's ``pred_instances`` that reach a score.
+
+        Args:
+            image_id: The image's id in the annotation file.
+            instances: mmdet's ``InstanceData`` or a dict, with tensors ``bboxes`` (N, 4),
+                ``scores`` (N,) and ``labels`` (N,).
+            least_score: The least score.
+        """
+        kept = instances['scores'] >= least_score
+        return cls(
+            image_id,
+            boxes=instances['bboxes'][kept].float().cpu().numpy(),
+            scores=instances['scores'][kept].float().cpu().numpy(),
+            labels=instances['labels'][kept].cpu().numpy(),
+        )
+
+    def select(self, kept: np.ndarray) -> ImageDetections:
+        """Return the boxes of a mask."""
+        arrays = self.boxes[kept], self.scores[kept], self.labels[kept]
+        return ImageDetections(self.image_id, *arrays)
 
 
 @dataclass(frozen=True)
