@@ -28,6 +28,7 @@ from calkd_det.evaluation.lrp import (
     optimal_lrp,
 )
 from calkd_det.evaluation.matching import ImageDetections, count_objects, match_detections
+from calkd_det.evaluation.oce import object_errors
 from calkd_det.evaluation.settings import CalibrationSettings
 
 
@@ -112,6 +113,11 @@ def measure_boxes(
         thresholds = optimal_thresholds if given_thresholds is None else given_thresholds
     overlapping, matched, for_lrp = (above_thresholds(whole, thresholds) for whole in all_matches)
     errors = lrp_errors(for_lrp, num_objects, settings.lrp_iou_thr)
+    by_object, object_labels = object_errors(
+        coco,
+        [image.select(~(image.scores < thresholds[image.labels])) for image in images],
+        category_ids,
+    )
     lrp_columns = _lrp_columns('LRP', errors, settings) | _lrp_columns('oLRP', optimal, settings)
 
     reliability = None
@@ -130,6 +136,7 @@ def measure_boxes(
         'LaECE_0': laece(overlapping),
         'LaACE_0': laace(overlapping),
         **{name: nan_mean(column) for name, column in lrp_columns.items()},
+        'OCE': float(by_object.mean()) if len(by_object) else math.nan,
         # mmengine's JSON log of a test drops integers.
         'num_detections': float(len(matched)),
     }
@@ -142,9 +149,16 @@ def measure_boxes(
         'LaECE_0': class_binned_errors(overlapping, overlapping.ious, LAECE_BINS, size),
         'LaACE_0': class_absolute_errors(overlapping, size),
         **lrp_columns,
+        'OCE': _means_by_label(by_object, object_labels, size),
     }
     classes = ClassResults(tuple(class_names), columns)
     return BoxMeasurement(figures, classes, reliability, optimal_thresholds, len(matched))
+
+
+def _means_by_label(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    counts = np.bincount(labels, minlength=num_classes)
+    sums = np.bincount(labels, values, minlength=num_classes)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def overlap_name(iou_thr: float) -> str:

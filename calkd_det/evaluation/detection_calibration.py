@@ -51,6 +51,7 @@ class DetectionCalibration(BaseMetric):
       :class:`.LrpErrors`;
     - ``oLRP_IoU50`` and its parts: the same at the score threshold of each class that has the
       least LRP error on these images, see :func:`.optimal_lrp`;
+    - ``OCE``: the mean error of the objects, see :func:`.object_errors`;
     - ``num_detections``: the number of boxes of the figures at ``iou_thr``.
 
     The reliability diagram of the D-ECE goes, as an image, to the current visualizer and so to each

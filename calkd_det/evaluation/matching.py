@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,15 +172,28 @@ def _objects(
     coco: COCO, image_ids: Iterable[int], category_ids: Sequence[int]
 ) -> dict[tuple[int, int], list[tuple[list[float], int]]]:
     """Return box (x, y, w, h) and crowd flag of the objects of each pair of image and label."""
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     objects = defaultdict(list)
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     for image_id in image_ids:
-        for annotation in coco.imgToAnns.get(image_id, ()):
-            label = label_of.get(annotation['category_id'])
-            if label is not None:
-                crowd = int(annotation.get('iscrowd', 0))
-                objects[image_id, label].append((annotation['bbox'], crowd))
+        for label, box, crowd in image_objects(coco, image_id, label_of):
+            objects[image_id, label].append((box, crowd))
     return objects
+
+
+def image_objects(
+    coco: COCO, image_id: int, label_of: Mapping[int, int]
+) -> Iterator[tuple[int, list[float], int]]:
+    """Yield label, box (x, y, w, h) and crowd flag of the objects of an image.
+
+    Args:
+        coco: The ground truth.
+        image_id: The image.
+        label_of: The label of each category id; others are left out.
+    """
+    for annotation in coco.imgToAnns.get(image_id, ()):
+        label = label_of.get(annotation['category_id'])
+        if label is not None:
+            yield label, annotation['bbox'], int(annotation.get('iscrowd', 0))
 
 
 def _crowds(group: list[tuple[list[float], int]]) -> list[int]:

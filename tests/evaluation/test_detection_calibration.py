@@ -122,7 +122,7 @@ def test_perfect_detector(two_objects: str) -> None:
     image = detections([(0, 0, 10, 10), (20, 20, 10, 20)], [1.0, 1.0], [0, 1])
     figures = evaluate(DetectionCalibration(two_objects), [image])
     assert figures.pop('calibration/num_detections') == 2
-    assert len(figures) == 14
+    assert len(figures) == 15
     assert set(figures.values()) == {0.0}
 
 
@@ -147,6 +147,7 @@ def test_shifted_confidences(two_objects: str) -> None:
         'calibration/oLRP_loc_IoU50': 0,
         'calibration/oLRP_FP_IoU50': 0,
         'calibration/oLRP_FN_IoU50': 0,
+        'calibration/OCE': 2 * 0.125**2,
         'calibration/num_detections': 4,
     }
 
@@ -202,7 +203,7 @@ def test_no_detections(two_objects: str, tmp_path: Path, monkeypatch: pytest.Mon
     figures = evaluate(metric, [detections([], [], [])])
     assert figures.pop('calibration/num_detections') == 0
     missed = {f'calibration/{name}_IoU50' for name in ('LRP', 'LRP_FN', 'oLRP', 'oLRP_FN')}
-    assert {figures.pop(name) for name in missed} == {1.0}
+    assert {figures.pop(name) for name in (*missed, 'calibration/OCE')} == {1.0}
     assert len(figures) == 10
     assert all(math.isnan(value) for value in figures.values())
     assert 'no detection' in said[0]
