@@ -108,6 +108,11 @@ def match_detections(
     pycocotools' own loop visits each pair of an image and a class. This one visits the pairs with
     detections, which are few among thousands of classes.
 
+    In a file of LVIS an image lists classes that it does not show (``neg_category_ids``) and
+    classes of which not all objects are annotated (``not_exhaustive_category_ids``). As for LVIS's
+    AP, detections of a class that an image neither has nor lists as absent are left out, and so
+    are those without a match of a class that is not annotated in full.
+
     Args:
         coco: The ground truth.
         images: The detections. Annotations of other images are not used.
@@ -141,20 +146,45 @@ def match_detections(
     ious = np.zeros((len(thresholds), len(scores)))
     ignored = np.zeros(ious.shape, dtype=bool)
     objects = _objects(coco, ids, category_ids)
+    federated = _Federated(coco, category_ids)
     starts = _group_starts(indices, labels)
     for start, end in zip(starts, np.append(starts[1:], len(scores))):
-        group = objects.get((ids[indices[start]], int(labels[start])))
+        image_id, label = ids[indices[start]], int(labels[start])
+        group = objects.get((image_id, label))
         if group is None:
+            ignored[:, start:end] = not federated.annotates(image_id, label)
             continue
         overlaps = mask.iou(boxes[start:end], np.array([box for box, _ in group]), _crowds(group))
         for row, threshold in enumerate(thresholds):
             ious[row, start:end], ignored[row, start:end] = _match_group(
                 overlaps.tolist(), _crowds(group), threshold
             )
+        if federated.is_partial(image_id, label):
+            ignored[:, start:end] |= ious[:, start:end] == 0
     return [
         DetectionMatches(scores, labels, iou, indices).select(~ignore)
         for iou, ignore in zip(ious, ignored)
     ]
+
+
+class _Federated:
+    """Which classes are annotated in an image of LVIS; all of them in other data sets."""
+
+    def __init__(self, coco: COCO, category_ids: Sequence[int]) -> None:
+        self.images = coco.imgs
+        self.category_ids = category_ids
+
+    def annotates(self, image_id: int, label: int) -> bool:
+        """Return whether a class of which an image has no object is known to be absent."""
+        absent = self.images.get(image_id, {}).get('neg_category_ids')
+        if absent is None or self.category_ids[label] in absent:
+            return not self.is_partial(image_id, label)
+        return False
+
+    def is_partial(self, image_id: int, label: int) -> bool:
+        """Return whether some objects of a class are not annotated in an image."""
+        partial = self.images.get(image_id, {}).get('not_exhaustive_category_ids', ())
+        return self.category_ids[label] in partial
 
 
 def count_objects(

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 from mmdet.datasets.api_wrappers import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -176,3 +177,97 @@ def test_nothing_detected(tmp_path: Path) -> None:
     for images in ([], [ImageDetections(0, np.zeros((0, 4)), np.zeros(0), np.zeros(0))]):
         (matches,) = match_detections(coco, images, CATEGORY_IDS, [0.5])
         assert len(matches) == 0
+
+
+def federated_case(seed: int, path: Path) -> tuple[COCO, list[ImageDetections]]:
+    """Draw a case whose images annotate some classes alone, as LVIS does, without crowds."""
+    random_case(seed, path)
+    content = json.loads(path.read_text())
+    rng = random.Random(seed)
+    for annotation in content['annotations']:
+        annotation.update(iscrowd=0, segmentation=[[0, 0, 4, 0, 4, 4]])
+    for category in content['categories']:
+        category['frequency'] = 'f'
+    for image in content['images']:
+        present = {a['category_id'] for a in content['annotations'] if a['image_id'] == image['id']}
+        absent = [c for c in CATEGORY_IDS if c not in present]
+        image['neg_category_ids'] = [c for c in absent if rng.random() < 0.5]
+        image['not_exhaustive_category_ids'] = [c for c in sorted(present) if rng.random() < 0.5]
+    path.write_text(json.dumps(content))
+    images = []
+    for image_id in range(3):
+        size = rng.randint(0, 12)
+        corners = np.array([[4.0 * rng.randint(0, 6) for _ in range(4)] for _ in range(size)])
+        boxes = corners.reshape(-1, 4) + [0, 0, 28, 28]
+        scores = np.array([rng.random() for _ in range(size)])
+        labels = np.array([rng.randrange(3) for _ in range(size)], dtype=np.int64)
+        images.append(ImageDetections(image_id, boxes, scores, labels))
+    return COCO(str(path)), images
+
+
+def test_classes_that_an_image_does_not_annotate(tmp_path: Path) -> None:
+    coco, _ = random_case(0, tmp_path / 'case.json')
+    coco.imgToAnns.clear()
+    box = dict(iscrowd=0, bbox=[0, 0, 10, 10])
+    coco.imgToAnns[0] = [dict(category_id=3, **box), dict(category_id=7, **box)]
+    boxes = np.array([[0, 0, 10, 10], [30, 30, 40, 40]] * 3, np.float32)
+    image = ImageDetections(0, boxes, np.linspace(0.9, 0.4, 6), np.array([0, 0, 1, 1, 2, 2]))
+
+    def kept(**lists: list[int]) -> list[tuple[int, bool]]:
+        coco.imgs[0].update(lists)
+        (matches,) = match_detections(coco, [image], CATEGORY_IDS, [0.5])
+        return list(zip(matches.labels.tolist(), matches.hits.tolist()))
+
+    whole = [(0, True), (0, False), (1, True), (1, False), (2, False), (2, False)]
+    assert kept() == whole
+    assert kept(neg_category_ids=[11]) == whole
+    assert kept(neg_category_ids=[]) == whole[:4]
+    assert kept(not_exhaustive_category_ids=[7]) == whole[:3]
+    assert kept(neg_category_ids=[11], not_exhaustive_category_ids=[3]) == [whole[0], *whole[2:]]
+
+
+@pytest.mark.oracle
+def test_matches_are_those_of_lvis(tmp_path: Path) -> None:
+    from lvis import LVIS, LVISEval, LVISResults
+
+    num_detections = num_left_out = 0
+    for seed in range(40):
+        coco, images = federated_case(seed, tmp_path / 'case.json')
+        results = [
+            dict(
+                image_id=image.image_id,
+                category_id=CATEGORY_IDS[label],
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                score=score,
+            )
+            for image in images
+            for (x1, y1, x2, y2), score, label in zip(image.boxes, image.scores, image.labels)
+        ]
+        if not results:
+            continue
+        truth = LVIS(str(tmp_path / 'case.json'))
+        evaluation = LVISEval(truth, LVISResults(truth, results), 'bbox')
+        evaluation.params.iou_thrs = np.array([0.5])
+        evaluation.evaluate()
+        found = []
+        for record in filter(None, evaluation.eval_imgs):
+            if record['area_rng'] != evaluation.params.area_rng[0]:
+                continue
+            label = CATEGORY_IDS.index(record['category_id'])
+            for score, match, ignore in zip(
+                record['dt_scores'], record['dt_matches'][0], record['dt_ignore'][0]
+            ):
+                if not ignore:
+                    found.append((record['image_id'], label, score, match > 0))
+        (matches,) = match_detections(coco, images, CATEGORY_IDS, [0.5])
+        ours = zip(
+            matches.image_indices.tolist(),
+            matches.labels.tolist(),
+            matches.scores.tolist(),
+            matches.hits.tolist(),
+        )
+        assert sorted(ours) == sorted(found), seed
+        num_detections += len(matches)
+        num_left_out += len(results) - len(matches)
+    assert num_detections > 100
+    assert num_left_out > 100
