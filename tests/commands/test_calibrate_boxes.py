@@ -26,7 +26,7 @@ from calkd_det.evaluation.box_calibration_hook import read_box_calibration
 from calkd_det.measurement.measured_detector import MeasuredDetector
 
 CONFIG = 'mini/faster-rcnn_r18-student_fpn_12e_mini.py'
-NUM_IMAGES = 50
+NUM_IMAGES = 40
 COMMAND = [
     'calibrate', 'detector.py', 'detector.pth', '--ann=data/mini/annotations/calibration.json',
     '--images=data/mini/calibration', '--target=boxes', '--workers=0', '--device=cpu', '--out=out',
@@ -127,19 +127,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def cfg(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """The config of the detector, in its folder."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # starts compilers
-    monkeypatch.setattr(DetectionCalibration, '_publish_diagram', lambda *_: None)
+def enter(folder: Path, patch: pytest.MonkeyPatch) -> Config:
+    """Go to the folder, put the detector in place, and return its config."""
+    patch.chdir(folder)
+    patch.setattr('mmengine.runner.runner.collect_env', dict)  # starts compilers
+    patch.setattr(DetectionCalibration, '_publish_diagram', lambda *_: None)
     MadeUpDetector.truth = read_truth()
     cfg = Config.fromfile('detector.py')
-    monkeypatch.setattr(
+    classes = tuple(cfg.test_dataloader.dataset.metainfo.classes)
+    patch.setattr(
         'calkd_det.commands.calibrate_boxes.build_measured_detector',
-        lambda *_: MeasuredDetector(
-            MadeUpDetector(), 10, tuple(cfg.test_dataloader.dataset.metainfo.classes)
-        ),
+        lambda *_: MeasuredDetector(MadeUpDetector(), len(classes), classes),
     )
     return cfg
 
@@ -148,6 +146,19 @@ def figures_of_run(cfg: Config, options: dict[str, Any]) -> dict[str, float]:
     changed = cfg.copy()
     changed.merge_from_dict(options)
     return Runner.from_cfg(changed).test()
+
+
+@pytest.fixture
+def cfg(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The config of the detector, in its folder."""
+    return enter(folder, monkeypatch)
+
+
+@pytest.fixture(scope='module')
+def before(folder: Path) -> dict[str, float]:
+    """Figures of a test of the detector as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        return figures_of_run(enter(folder, patch), {})
 
 
 @pytest.mark.parametrize(
@@ -160,14 +171,18 @@ def figures_of_run(cfg: Config, options: dict[str, Any]) -> dict[str, float]:
     ids=['platt', 'precision', 'isotonic'],
 )
 def test_from_the_command_to_a_calibrated_test(
-    cfg: Config, capsys: pytest.CaptureFixture, options: list[str], falls: tuple[str, ...]
+    before: dict[str, float],
+    cfg: Config,
+    capsys: pytest.CaptureFixture,
+    options: list[str],
+    falls: tuple[str, ...],
 ) -> None:
     assert main([*COMMAND, *options]) == 0
     text = capsys.readouterr().out
     assert 'default_hooks.boxes.parameters=out/boxes.json' in text
     content = json.loads(Path('out/boxes.json').read_text())
     assert content['data']['num_images'] == NUM_IMAGES
-    before, after = figures_of_run(cfg, {}), figures_of_run(cfg, HOOK)
+    after = figures_of_run(cfg, HOOK)
     for name in falls:
         assert after[f'calibration/{name}'] < 0.8 * before[f'calibration/{name}']
         # The cross-fitted figures of the command promise the same.
@@ -179,7 +194,9 @@ def test_from_the_command_to_a_calibrated_test(
     assert after['calibration/oLRP_IoU50'] <= before['calibration/oLRP_IoU50'] + 0.01
 
 
-def test_thresholds_of_the_file(cfg: Config, capsys: pytest.CaptureFixture) -> None:
+def test_thresholds_of_the_file(
+    before: dict[str, float], cfg: Config, capsys: pytest.CaptureFixture
+) -> None:
     assert main([*COMMAND, '--json']) == 0
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads(Path('out/boxes.json').read_text())
@@ -191,17 +208,25 @@ def test_thresholds_of_the_file(cfg: Config, capsys: pytest.CaptureFixture) -> N
     assert by_hook['calibration/LaECE_0'] == by_evaluator['calibration/LaECE_0']
     assert by_hook['calibration/LRP_0'] == by_evaluator['calibration/LRP_0']
     assert by_hook['coco/bbox_mAP'] < by_evaluator['coco/bbox_mAP']
-    num_all = figures_of_run(cfg, {})['calibration/num_detections']
-    assert 0 < by_hook['calibration/num_detections'] < num_all
+    assert 0 < by_hook['calibration/num_detections'] < before['calibration/num_detections']
 
 
-def test_a_second_test_of_a_runner_is_calibrated_once(cfg: Config) -> None:
+def test_a_second_test_of_a_runner_is_calibrated_once(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(COMMAND) == 0
     changed = cfg.copy()
     changed.merge_from_dict(HOOK)
     runner = Runner.from_cfg(changed)
-    assert runner.test() == runner.test()
+    figures = runner.test()
     assert 'test_step' not in vars(runner.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionCalibration, 'compute_metrics', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runner.test()
+    for metric in runner.test_loop.evaluator.metrics:
+        metric.results.clear()
+    assert runner.test() == figures
 
 
 def test_inference_of_one_image(cfg: Config) -> None:
