@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -127,7 +128,7 @@ def answer(selection: Selection, found: Findings) -> str:
             'is of the seeds that are there.\n'
         )
     lines += [
-        f'- {temperature_sentence(name, fit["temperature"], fit["interval"])}'
+        f'- {_confidence(name, fit)}'
         for name, fit in held_out_calibration(selection).items()
         if not study.reliability or name in study.reliability
     ]
@@ -217,3 +218,9 @@ def _words(names: Sequence[str]) -> str:
 
 def _distinct(values: Iterable[str]) -> str:
     return '; '.join(dict.fromkeys(values))
+
+
+def _confidence(name: str, held_out: Mapping[str, Any]) -> str:
+    """Return a sentence on a teacher's confidence."""
+    over, under = (held_out['at']['1'][part] for part in ('ece_over', 'ece_under'))
+    return temperature_sentence(name, held_out['temperature'], held_out['interval'], over, under)

@@ -74,16 +74,32 @@ def rivals_sentence(found: Rivalry) -> str:
     return f'{found.name} explains **{word}** of the students than {found.other} ({facts}).'
 
 
-def temperature_sentence(name: str, temperature: float, interval: Interval | None) -> str:
-    """Say how a teacher's confidence stands, by the interval of its fitted T."""
+def temperature_sentence(
+    name: str, temperature: float, interval: Interval | None, over: float, under: float
+) -> str:
+    """Say how a teacher's confidence stands, by its fitted T and its errors at T = 1.
+
+    Args:
+        name: The teacher's.
+        temperature: Its fitted T.
+        interval: That of T, None without one.
+        over: The over-confident part of its ECE.
+        under: The under-confident part.
+    """
     if interval is None:
         return f'{name}: fitted T = {temperature:.2f}, without an interval.'
     facts = f'fitted T = {temperature:.2f}, 95 % interval {interval[0]:.2f} to {interval[1]:.2f}'
-    if interval[0] > 1:
-        return f'{name} is **over-confident** on held-out images ({facts}).'
-    if interval[1] < 1:
-        return f'{name} is **under-confident** on held-out images ({facts}).'
-    return f'{name}: neither over- nor under-confidence shown on held-out images ({facts}).'
+    if interval[0] <= 1 <= interval[1]:
+        return f'{name}: neither over- nor under-confidence shown on held-out images ({facts}).'
+    side = 'over' if interval[0] > 1 else 'under'
+    # The background of a head of sigmoids can rule its T, and its objects the ECE.
+    if (over > under) != (side == 'over'):
+        return (
+            f'{name}: one T does not describe its confidence on held-out images ({facts}; but its '
+            f'top-label ECE at T = 1 is {100 * over:.2f} % over- and {100 * under:.2f} % '
+            'under-confident).'
+        )
+    return f'{name} is **{side}-confident** on held-out images ({facts}).'
 
 
 def family_sentence(tests: int, shown: int) -> str:

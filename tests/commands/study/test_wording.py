@@ -79,10 +79,19 @@ def test_a_better_predictor_is_claimed_by_its_corrected_p_value() -> None:
 
 
 def test_confidence_is_claimed_by_the_interval_of_t() -> None:
-    assert '**over-confident**' in temperature_sentence('x', 1.9, (1.8, 2.0))
-    assert '**under-confident**' in temperature_sentence('x', 0.8, (0.7, 0.9))
-    assert 'neither over- nor under-confidence shown' in temperature_sentence('x', 1.2, (0.99, 1.4))
-    assert 'without an interval' in temperature_sentence('x', 1.9, None)
+    assert '**over-confident**' in temperature_sentence('x', 1.9, (1.8, 2.0), 0.09, 0.01)
+    assert '**under-confident**' in temperature_sentence('x', 0.8, (0.7, 0.9), 0.01, 0.02)
+    said = temperature_sentence('x', 1.2, (0.99, 1.4), 0.01, 0.0)
+    assert 'neither over- nor under-confidence shown' in said
+    assert 'without an interval' in temperature_sentence('x', 1.9, None, 0.1, 0.0)
+
+
+def test_confidence_is_not_claimed_where_t_and_ece_differ() -> None:
+    """As for a head of sigmoids, whose background rules T."""
+    said = temperature_sentence('x', 0.41, (0.4, 0.42), 0.0566, 0.0001)
+    assert 'one T does not describe its confidence' in said
+    assert '5.66 % over- and 0.01 % under-confident' in said
+    assert '**' not in said
 
 
 def test_the_tests_of_a_study_are_counted() -> None:
