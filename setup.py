@@ -83,7 +83,7 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     # torch, mmengine, mmcv and mmdet are checked at import instead: they also come under
     # other distribution names, and pip would install one stack over the other.
-    install_requires=['rich-argparse'],
+    install_requires=['markdown-it-py', 'rich-argparse'],
     extras_require={
         'mmdet': ['torch>=2.1', 'mmengine>=0.10', 'mmcv>=2.0.0,<2.2.0', 'mmdet>=3.0.0'],
         'mini-data': ['scikit-learn'],
