@@ -112,7 +112,8 @@ class TeacherCalibrationHook(Hook):
         args: tuple[tuple[Tensor, ...], Sequence[Knowledge]],
         answers: Sequence[Any],
     ) -> None:
-        # Kept on the device, because binning checks its input, which would synchronise each step.
+        # Kept on the device: binning checks its input, which would synchronise each step again. The
+        # number of foreground samples already does, as it does in mmdet's own loss.
         for samples, answer in zip(args[1], answers):
             # The input of a denoising query tells its label.
             if not isinstance(samples, HeadSamples) or samples.name == DENOISING:
