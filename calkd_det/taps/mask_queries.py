@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
 from calkd_det.knowledge import Activation, HeadSamples, Kind
-from calkd_det.taps.base import CLASS, Tap, keep_children
+from calkd_det.taps.base import BEFORE_HEADS, CLASS, Tap, keep_children
 from calkd_det.taps.geometry import MASK_QUERIES, Geometry
 from calkd_det.taps.queries import LAST_LAYER, QueryTap
 from calkd_det.taps.query_matching import MaskQueries
@@ -73,7 +73,7 @@ class MaskQueryTap(Tap):
         kinds: frozenset[Kind] = CLASS,
         data_samples: SampleList = (),
     ) -> Iterator[list[HeadSamples]]:
-        head, record = detector.panoptic_head, _MaskRecord()
+        head, record = detector.panoptic_head, MaskRecord()
         samples: list[HeadSamples] = []
         with ExitStack() as hooks:
             for handle in (
@@ -85,7 +85,7 @@ class MaskQueryTap(Tap):
         samples.extend(record.samples(self.classifiers(detector), data_samples))
 
     def keep(self, detector: nn.Module, kinds: frozenset[Kind] = CLASS) -> None:
-        keep_children(detector, ('data_preprocessor', 'backbone', 'neck', 'panoptic_head'))
+        keep_children(detector, (*BEFORE_HEADS, 'panoptic_head'))
         for name in _LOSSES:
             delattr(detector.panoptic_head, name)
 
@@ -105,8 +105,8 @@ class MaskQueryTap(Tap):
     def example(
         self, detector: nn.Module, kinds: frozenset[Kind] = CLASS
     ) -> tuple[tuple[Tensor, ...], Sequence[HeadSamples]]:
-        decoder, shape = detector.panoptic_head.pixel_decoder, (96, 64)
-        widths = _input_channels(decoder)
+        shape = (96, 64)
+        widths = _input_channels(detector.panoptic_head.pixel_decoder)
         feats = tuple(
             torch.randn(2, width, shape[0] >> level, shape[1] >> level)
             for level, width in enumerate(widths, 2)
@@ -118,10 +118,8 @@ class MaskQueryTap(Tap):
         samples = [
             QuerySamples(
                 logits=logits.flatten(0, 1),
-                labels=logits.new_full(logits.shape[:2], self.num_classes(detector))
-                .long()
-                .flatten(),
-                weights=logits.new_ones(logits.shape[:2]).flatten(),
+                labels=torch.full((logits.shape[:2].numel(),), self.num_classes(detector)),
+                weights=torch.ones(logits.shape[:2].numel()),
                 locations=QueryLocations(data_samples, MaskQueries(logits, masks)),
                 activation='softmax',
                 name=name,
@@ -194,7 +192,7 @@ def _input_channels(pixel_decoder: nn.Module) -> list[int]:
 
 
 @dataclass
-class _MaskRecord:
+class MaskRecord:
     """Record of a head's outputs, and of the arguments of its ``loss_cls``, layer by layer."""
 
     outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None

@@ -106,7 +106,7 @@ def test_all_layers_of_a_detector_that_teaches_itself(
         losses = distillation_losses(helpers.loss(detector, data))
         names = {f'{layer}.loss_kd_cls' if layer else 'loss_kd_cls' for layer in layers}
         assert losses.keys() == names
-        assert all(abs(float(value)) < 1e-6 for value in losses.values()), losses
+        assert all(abs(value.item()) < 1e-6 for value in losses.values()), losses
 
 
 def test_mask2former_teaches_maskformer(tmp_path: Path) -> None:
@@ -156,7 +156,11 @@ def test_queries_with_masks_and_with_boxes_do_not_teach_each_other(
 
 def test_boxes_of_queries_with_masks_are_refused(tmp_path: Path) -> None:
     cfg = mask_query_cases.detector_config('MaskFormer')
-    with pytest.raises(ConfigError, match='its queries predict masks and no boxes'):
+    words = (
+        'MaskFormerHead as its panoptic_head, MaskFormerFusionHead as its panoptic_fusion_head, '
+        'but not its boxes: its queries predict masks and no boxes'
+    )
+    with pytest.raises(ConfigError, match=words):
         distilled(cfg, cfg, tmp_path / 'none.pth')
 
 
@@ -192,6 +196,12 @@ def test_a_detector_of_stuff_cannot_be_calibrated() -> None:
     cfg.panoptic_head.num_stuff_classes = 2
     cfg.panoptic_head.loss_cls.class_weight = [1.0] * 5 + [0.1]
     with pytest.raises(ConfigError, match=r'num_stuff_classes is 2: a detector of stuff cannot'):
+        collect_samples(helpers.build(cfg), data_set((1,)))
+
+
+def test_a_detector_without_an_assigner_cannot_be_calibrated() -> None:
+    cfg = mask_query_cases.detector_config('MaskFormer', train_cfg=None)
+    with pytest.raises(ConfigError, match=r'model\.train_cfg has no assigner'):
         collect_samples(helpers.build(cfg), data_set((1,)))
 
 
