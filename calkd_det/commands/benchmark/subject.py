@@ -74,7 +74,7 @@ class Subject:
 
     def _prepare(self, model: ConfigDict) -> nn.Module:
         torch.manual_seed(0)
-        return MODELS.build(model).to(self.device).train()
+        return fill_values(MODELS.build(model)).to(self.device).train()
 
 
 def check_config(cfg: Config) -> None:
@@ -113,10 +113,18 @@ def with_random_teacher(cfg: Config, checkpoint: Path) -> Config:
     """
     torch.manual_seed(1)
     source = read_source(cfg.model.teacher.config, 'none is read')
-    torch.save({'meta': {}, 'state_dict': build_detector(source).state_dict()}, checkpoint)
+    weights = fill_values(build_detector(source)).state_dict()
+    torch.save({'meta': {}, 'state_dict': weights}, checkpoint)
     cfg = copy.deepcopy(cfg)
     cfg.model.teacher.update(config=dict(model=source.model), checkpoint=str(checkpoint))
     return cfg
+
+
+def fill_values(detector: nn.Module) -> nn.Module:
+    """Give random values, in place, to what detection transformers leave without any at first."""
+    if hasattr(detector, 'level_embed'):
+        nn.init.normal_(detector.level_embed)
+    return detector
 
 
 def noise_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:

@@ -56,3 +56,12 @@ def test_the_matching_of_the_layers_that_are_taught_is_a_part(
     step = STEPS[DEFAULT](subject, False)
     torch.manual_seed(0)
     assert sum(losses) == pytest.approx(step(), rel=1e-3)
+
+
+def test_what_has_no_values_at_first_is_filled(tmp_path: Path) -> None:
+    """mmdet allocates the embedding of levels, and writes to it in ``init_weights`` alone."""
+    subject = make_subject(tmp_path)
+    for detector in (subject.student(), subject.distilled()):
+        assert detector.level_embed.detach().std() == pytest.approx(1, abs=0.1)
+    teacher = torch.load(tmp_path / 'teacher.pth')['state_dict']['level_embed']
+    assert teacher.std() == pytest.approx(1, abs=0.1)
