@@ -43,6 +43,7 @@ LOCK = 'lock'
 LOCK_SECONDS = 10
 CALIBRATION = ('nll', 'ece', 'ece_over', 'ece_under', 'ace')
 MEASURE = ('-m', 'calkd_det.measurement.teacher_calibration')
+MEASURE_STUDENT = ('-m', 'calkd_det.measurement.student_classifier')
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
 # A command that has ended well sends the seconds it took.
@@ -118,7 +119,15 @@ def _do_teacher(
 def _do_student(run: Run, device: str, lock: int) -> Generator[Command, None, Row]:
     cfg, of_teacher = _student(run)
     seconds = yield from _train(run, cfg, lock)
-    row = {**_row(run, device, seconds, _metrics(run)), **of_teacher}
+    metrics, classifier = _metrics(run), {}
+    if run.study.measure_students:
+        words = [
+            *(sys.executable, *MEASURE_STUDENT, str(run.folder / CONFIG), checkpoint_of(run)),
+            *('--out', str(run.folder / MEASURED)),
+        ]
+        seconds += yield from _timed(run, words, lock)
+        classifier = {'classifier': read_json(run.folder / MEASURED)}
+    row = {**_row(run, device, seconds, metrics), **of_teacher, **classifier}
     append_row(run.study.results, row)
     delete_weights(run)
     return row

@@ -30,7 +30,7 @@ class Run:
     """A training with its evaluation, and for a teacher its calibration.
 
     Attributes:
-        study: the first study that asks for it.
+        study: the first study that asks for it; of a student the first one that measures it.
         kind: ``'teacher'`` or ``'student'``.
         name: of the teacher, or of the cell.
         seed: of the training.
@@ -95,7 +95,9 @@ def expand(studies: Iterable[Study]) -> list[Run]:
                 if seed in cell.seeds:
                     teacher = teachers.get(cell.teacher)
                     run = _student_run(study, cell, seed, runs[teacher.hash] if teacher else None)
-                    students.setdefault(run.hash, run)
+                    known = students.setdefault(run.hash, run)
+                    if study.measure_students and not known.study.measure_students:
+                        students[run.hash] = run
     return [*runs.values(), *students.values()]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calkd_det.commands.study.rows import Row, read_rows, settings_key
-from calkd_det.commands.study.settings import Comparison, Study
+from calkd_det.commands.study.settings import CLASSIFIER, Comparison, Study
 from calkd_det.errors import ConfigError
 
 
@@ -45,12 +45,21 @@ class Selection:
         ]
 
     def values(self, cell: str, metric: str = 'mAP') -> dict[int, float]:
-        """Return a metric of a cell by seed, in [0, 1].
+        """Return a figure of a cell by seed; shares in [0, 1].
+
+        Args:
+            cell: Its name.
+            metric: A name of ``study.metrics``, which every row has, or of :data:`CLASSIFIER`,
+                for the rows that have it.
 
         Raises:
-            ConfigError: A row does not have it.
+            ConfigError: A row lacks a metric of the study.
         """
         rows = dict(sorted(self.cells[cell].items()))
+        if metric in CLASSIFIER:
+            samples, key = CLASSIFIER[metric]
+            figures = {seed: row.get('classifier', {}).get(samples) for seed, row in rows.items()}
+            return {seed: of_row[key] for seed, of_row in figures.items() if of_row is not None}
         for row in rows.values():
             if metric not in row['metrics']:
                 raise ConfigError(
@@ -60,21 +69,23 @@ class Selection:
                 )
         return {seed: row['metrics'][metric] for seed, row in rows.items()}
 
-    def sides(self, comparison: Comparison) -> tuple[dict[int, float], dict[int, float]]:
-        """Return the mean mAP of both sides of a comparison, by seed.
+    def sides(
+        self, comparison: Comparison, metric: str = 'mAP'
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Return the mean of a figure on both sides of a comparison, by seed.
 
         Raises:
             ConfigError: Two runs of a seed did not start from the same weights, or did not see
                 the same images in the same order: they are no pair.
         """
-        of, to = self._side(comparison.of), self._side(comparison.to)
+        of, to = self._side(comparison.of, metric), self._side(comparison.to, metric)
         for seed in set(of) & set(to):
             self._check_pair(seed, [*comparison.of, *comparison.to])
         return of, to
 
-    def _side(self, names: Sequence[str]) -> dict[int, float]:
+    def _side(self, names: Sequence[str], metric: str) -> dict[int, float]:
         """Return the mean over several cells, for each seed that all of them have."""
-        values = [self.values(name) for name in names]
+        values = [self.values(name, metric) for name in names]
         seeds = set.intersection(*map(set, values))
         return {seed: sum(v[seed] for v in values) / len(values) for seed in sorted(seeds)}
 

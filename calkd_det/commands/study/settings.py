@@ -15,6 +15,14 @@ FIGURES = ('temperature', 'paired', 'across', 'reliability')
 Temperature = Union[float, str, None]
 # Figures of a row by name, and what mmdet's CocoMetric calls them.
 METRICS = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'AP75': 'coco/bbox_mAP_75'}
+# What a row of `measure_students` adds, by name: of which samples, and which figure.
+CLASSIFIER = {
+    f'{figure} on {words}': (samples, key)
+    for samples, words in (('objects', 'objects'), ('distillation', 'samples'))
+    for figure, key in (
+        ('accuracy', 'accuracy'), ('NLL', 'nll'), ('Brier score', 'brier'), ('ECE', 'ece')
+    )
+}  # fmt: skip
 T = TypeVar('T')
 
 
@@ -119,6 +127,7 @@ class Study:
         keep_weights: keep the weights of finished students.
         gpus_per_run: more than one: each training is started by torchrun on so many.
         measured_images: at most so many images measure a teacher's calibration; None: all.
+        measure_students: measure each student's classifier on its validation images as well.
         work_dir: folder of the runs.
         results: the JSON-lines file of the rows.
         page: the Markdown page that the report fills.
@@ -142,6 +151,7 @@ class Study:
     keep_weights: bool
     gpus_per_run: int
     measured_images: int | None
+    measure_students: bool
     work_dir: Path
     results: Path
     page: Path
@@ -218,6 +228,7 @@ def parse_study(content: Mapping[str, Any]) -> Study:
         keep_weights=_flag(content, 'keep_weights', False),
         gpus_per_run=_whole(content.get('gpus_per_run', 1), 'study.gpus_per_run', 1),
         measured_images=None if limit is None else _whole(limit, 'study.measured_images', 2),
+        measure_students=_flag(content, 'measure_students', False),
         work_dir=work_dir,
         results=Path(content.get('results') or work_dir / 'results.jsonl'),
         page=Path(content.get('page') or work_dir / f'{name}.md'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from calkd_det.commands.pages import table
+from calkd_det.commands.study.outcomes import find_outcomes, outcome_tables
 from calkd_det.commands.study.power import smallest_difference
 from calkd_det.commands.study.relations import Relation
 from calkd_det.commands.study.results import Findings, degrees_per_pair
@@ -31,6 +32,9 @@ def tables(selection: Selection, found: Findings) -> str:
             'correction.',
             difference_table(selection, found),
         ]
+    outcomes = find_outcomes(selection)
+    if outcomes:
+        parts += outcome_tables(selection, outcomes)
     if found.relations:
         parts += [
             "What a teacher's figure explains of its student's mAP (mean over seeds): R² and slope "

@@ -62,6 +62,13 @@ out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])
 assert pathlib.Path(sys.argv[2]).read_bytes() == b'weights'
 out.write_text(pathlib.Path('calibration.json').read_text())
 """
+MEASURE_STUDENT = """
+import json, pathlib, sys
+assert pathlib.Path(sys.argv[2]).read_bytes() == b'weights'
+assert 'CalKDFasterRCNN' in pathlib.Path(sys.argv[1]).read_text()
+out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])
+out.write_text(json.dumps({'images': 9, 'objects': None, 'distillation': {'accuracy': 0.5}}))
+"""
 MACHINE = Machine('abacus', ({'STAND_IN_SECONDS': '0'},) * 2)
 SLOW = Machine('abacus', ({'STAND_IN_SECONDS': '0.4'},))
 
@@ -70,13 +77,15 @@ SLOW = Machine('abacus', ({'STAND_IN_SECONDS': '0.4'},))
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A study in an empty folder, whose trainings are stand-ins."""
     monkeypatch.chdir(tmp_path)
-    for name, code in (('train.py', TRAIN), ('measure.py', MEASURE)):
-        Path(name).write_text(code)
+    scripts = {'train': TRAIN, 'measure': MEASURE, 'measure_student': MEASURE_STUDENT}
+    for name, code in scripts.items():
+        Path(f'{name}.py').write_text(code)
     both = {name: made_up.calibration(1.25, 0.05, 0.9) for name in ('held_out', 'training')}
     Path('calibration.json').write_text(json.dumps(both))
     Path('held_out.json').touch()
     monkeypatch.setattr(jobs, 'MMDET_TOOLS', tmp_path)
     monkeypatch.setattr(jobs, 'MEASURE', ('measure.py',))
+    monkeypatch.setattr(jobs, 'MEASURE_STUDENT', ('measure_student.py',))
     monkeypatch.setattr(jobs, 'LOCK_SECONDS', 0.5)
     kd = dict(teacher='calibrated', loss=made_up.KD)
     return made_up.study(
@@ -113,6 +122,7 @@ def test_every_run_has_one_row_and_is_not_done_again(study: Study) -> None:
     rows = read_rows(study.results)
     assert sorted(row['hash'] for row in rows) == sorted(found.hash for found in runs)
     assert rows[0]['kind'] == 'teacher' or rows[0]['name'] == 'alone'
+    assert not any('classifier' in row for row in rows)
     assert sorted(attempts()) == sorted(found.id for found in runs)
     assert said[0] == '0 of 7 runs are done; 7 to do, 2 at a time'
     assert len(said) == 8
@@ -194,6 +204,26 @@ def test_figures_that_only_students_have_are_not_asked_of_teachers(study: Study)
     run(expand([made]))
     found = {row['kind']: row['metrics'] for row in read_rows(made.results)}
     assert found == {'teacher': {'mAP': 0.2}, 'student': {'mAP': 0.2, 'D-ECE': 0.03}}
+
+
+def test_a_student_is_measured_where_the_study_says_so(study: Study) -> None:
+    made = dataclasses.replace(study, measure_students=True)
+    alone = next(found for found in expand([made]) if found.name == 'alone')
+    Path('measure_student.py').write_text('raise SystemExit(1)')
+    with pytest.raises(JobFailed, match='1 failed: student alone, seed 0'):
+        run([alone])
+    assert read_rows(study.results) == []
+    Path('measure_student.py').write_text(MEASURE_STUDENT)
+    run([alone])
+    (row,) = read_rows(study.results)
+    assert row['classifier'] == {'images': 9, 'objects': None, 'distillation': {'accuracy': 0.5}}
+
+
+def test_a_run_of_two_studies_is_measured_if_one_of_them_says_so(study: Study) -> None:
+    made = dataclasses.replace(study, name='other', measure_students=True)
+    together, apart = expand([study, made]), expand([study])
+    assert [found.hash for found in together] == [found.hash for found in apart]
+    assert all(found.study.measure_students for found in together if found.kind == 'student')
 
 
 def test_cocos_figures_are_evaluated_unrounded_and_the_hash_is_the_same(study: Study) -> None:

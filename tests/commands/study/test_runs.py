@@ -89,6 +89,7 @@ def test_a_hash_changes_with_what_decides_a_run_and_with_nothing_else(tmp_path: 
     assert changed(calibrate) == {'calibrated, T = 1'}
     # What is read of a run decides nothing of it.
     assert changed(lambda c: c.update(metrics=dict(mAP='coco/segm_mAP'))) == set()
+    assert changed(lambda c: c.update(measure_students=True)) == set()
     loss = dict(type='KDLoss', tau=2.0)
     assert changed(lambda c: c['cells'][2].update(loss=loss)) == {'calibrated, T = 1'}
 

@@ -70,6 +70,7 @@ def test_a_study_is_read_as_it_is_written(tmp_path: Path) -> None:
         ({'data': dict(version='1')}, 'study.data.held_out_ann is missing'),
         ({'prepare': [dict(command='make', creates='x')]}, 'command must be a list of words'),
         ({'gpus_per_run': 0}, 'study.gpus_per_run must be a whole number >= 1'),
+        ({'measure_students': 1}, 'study.measure_students must be True or False'),
         ({'resume': 1}, 'study.resume must be True or False'),
         ({'teachers': 'x'}, 'study.teachers must be a list of dicts'),
     ],
