@@ -25,6 +25,19 @@ cells = {
 study = dict(
     name='knowledge-faster-rcnn',
     title='Which knowledge: Faster R-CNN',
+    question=(
+        'What does calibrated class knowledge add to features, which a user would take anyway '
+        '(Faster R-CNN)?'
+    ),
+    primary=dict(
+        of='classes and features',
+        to='features',
+        advice=dict(
+            higher='Take class logits and features together.',
+            lower='Take features alone.',
+            none='Take features; class logits cost little beside them and may add something.',
+        ),
+    ),
     prepare=[
         _base_.study.prepare[0],
         dict(
@@ -65,5 +78,6 @@ study = dict(
     ],
     figures=['paired'],
     page='docs/which-knowledge.md',
+    summary_page='docs/evidence.md',
     pictures='docs/which-knowledge',
 )

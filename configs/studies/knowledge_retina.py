@@ -11,6 +11,10 @@ make_digits, train_start = _base_.study.prepare
 study = dict(
     name='knowledge-retinanet',
     title='Which knowledge: RetinaNet',
+    question=(
+        'What does calibrated class knowledge add to features, which a user would take anyway '
+        '(RetinaNet)?'
+    ),
     prepare=[
         make_digits,
         dict(

@@ -19,9 +19,9 @@ from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 
 from calkd_det.commands.engine import Command, Job, JobFailed
+from calkd_det.commands.study.design import FITTED
 from calkd_det.commands.study.rows import Row, append_row
 from calkd_det.commands.study.runs import Run, student_config, teacher_config
-from calkd_det.commands.study.settings import FITTED
 from calkd_det.commands.study.state import (
     TRAINED,
     checkpoint_of,

@@ -7,16 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calkd_det.commands.pages import table
+from calkd_det.commands.study.design import CLASSIFIER, METRICS, Study
+from calkd_det.commands.study.results import differences_of
 from calkd_det.commands.study.selection import Selection
-from calkd_det.commands.study.settings import CLASSIFIER, METRICS, Study
-from calkd_det.commands.study.statistics import (
-    PairedDifference,
-    Spread,
-    common_spread,
-    contrast_factor,
-    holm,
-    paired_difference,
-)
+from calkd_det.commands.study.statistics import PairedDifference, Spread, holm
 from calkd_det.commands.study.wording import ends, points
 
 
@@ -49,18 +43,9 @@ def find_outcomes(selection: Selection) -> dict[str, OutcomeFindings]:
     """
     found: dict[str, OutcomeFindings] = {}
     for outcome in (*CLASSIFIER, *further_metrics(selection.study)):
-        cells = [selection.values(name, outcome) for name in selection.study.cells]
-        if not any(cells):
-            continue
-        spread = common_spread(cells)
-        differences = {}
-        for comparison in selection.study.comparisons:
-            factor = contrast_factor(comparison.of, comparison.to)
-            sides = selection.sides(comparison, outcome)
-            difference = paired_difference(*sides, spread, factor)
-            if difference is not None:
-                differences[comparison.name] = difference
-        found[outcome] = OutcomeFindings(spread, differences)
+        if any(selection.values(name, outcome) for name in selection.study.cells):
+            comparisons = selection.study.comparisons
+            found[outcome] = OutcomeFindings(*differences_of(selection, comparisons, outcome))
     return _corrected(found)
 
 

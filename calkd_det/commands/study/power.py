@@ -9,22 +9,25 @@ from functools import cache
 import numpy as np
 from scipy import optimize, stats
 
-from calkd_det.commands.study.statistics import LEVEL
+from calkd_det.commands.study.statistics import SIGNIFICANCE
 
 POWER = 0.8
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
-def power_of(difference: float, sd: float, count: int, degrees: float) -> float:
-    """Return the chance that a two-sided t test of paired differences at 5 % finds a true one.
+def power_of(
+    difference: float, sd: float, count: int, degrees: float, significance: float = SIGNIFICANCE
+) -> float:
+    """Return the chance that a two-sided t test of paired differences finds a true one.
 
     Args:
         difference: The true mean difference.
         sd: The standard deviation of differences, > 0.
         count: Number of pairs, >= 2.
         degrees: Degrees of freedom of the estimate of ``sd``, > 0.
+        significance: The level of the test.
     """
-    critical = stats.t.ppf((1 + LEVEL) / 2, degrees) / math.sqrt(degrees)
+    critical = stats.t.ppf(1 - significance / 2, degrees) / math.sqrt(degrees)
     shift = difference / sd * math.sqrt(count)
 
     # scipy's noncentral t is NaN far out; this is its definition, a normal over a chi.
@@ -34,7 +37,9 @@ def power_of(difference: float, sd: float, count: int, degrees: float) -> float:
     return float((high - low) / 2 * (_WEIGHTS * stats.chi.pdf(chi, degrees) * rejected).sum())
 
 
-def smallest_difference(sd: float, count: int, degrees_per_pair: float = 1.0) -> float:
+def smallest_difference(
+    sd: float, count: int, degrees_per_pair: float = 1.0, significance: float = SIGNIFICANCE
+) -> float:
     """Return the smallest true difference that ``count`` pairs tell from zero with power 0.8.
 
     Args:
@@ -42,26 +47,36 @@ def smallest_difference(sd: float, count: int, degrees_per_pair: float = 1.0) ->
         count: Number of pairs, >= 2.
         degrees_per_pair: ``count - 1`` times it are the degrees of freedom of the estimate of
             ``sd``: the number of cells less one where all cells' spread is pooled.
+        significance: The level of the test.
     """
-    return sd * _smallest_in_sds(count, degrees_per_pair * (count - 1))
+    return sd * _smallest_in_sds(count, degrees_per_pair * (count - 1), significance)
 
 
 @cache
-def _smallest_in_sds(count: int, degrees: float) -> float:
+def _smallest_in_sds(count: int, degrees: float, significance: float) -> float:
     high = 1.0
-    while power_of(high, 1.0, count, degrees) < POWER:
+    while power_of(high, 1.0, count, degrees, significance) < POWER:
         high *= 2
     return optimize.brentq(
-        lambda difference: power_of(difference, 1.0, count, degrees) - POWER, 0.0, high, xtol=1e-5
+        lambda difference: power_of(difference, 1.0, count, degrees, significance) - POWER,
+        0.0,
+        high,
+        xtol=1e-5,
     )
 
 
 def pairs_needed(
-    sd: float, difference: float, degrees_per_pair: float = 1.0, most: int = 10_000
+    sd: float,
+    difference: float,
+    degrees_per_pair: float = 1.0,
+    most: int = 10_000,
+    significance: float = SIGNIFICANCE,
 ) -> int:
     """Return the number of pairs that tell ``difference`` from zero; at most ``most``."""
     return 2 + bisect.bisect_left(
         range(2, most),
         True,
-        key=lambda count: smallest_difference(sd, count, degrees_per_pair) <= difference,
+        key=lambda count: (
+            smallest_difference(sd, count, degrees_per_pair, significance) <= difference
+        ),
     )

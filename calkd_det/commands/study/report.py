@@ -10,11 +10,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from calkd_det.commands.pages import fill_blocks
+from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.figures import (
     plot_across,
     plot_differences,
     plot_reliabilities,
     plot_temperatures,
+)
+from calkd_det.commands.study.primary import (
+    EXPLORATION,
+    plan_text,
+    primary_text,
+    summary_text,
+    words,
 )
 from calkd_det.commands.study.results import (
     Findings,
@@ -27,7 +35,6 @@ from calkd_det.commands.study.results import (
     temperature_shifts,
 )
 from calkd_det.commands.study.selection import Selection, select
-from calkd_det.commands.study.settings import Study
 from calkd_det.commands.study.tables import tables, teacher_table
 from calkd_det.commands.study.wording import (
     difference_sentence,
@@ -41,13 +48,15 @@ from calkd_det.commands.study.wording import (
 from calkd_det.measurement.teacher_calibration import bins_from
 
 PARTS = ('answer', 'tables', 'figures', 'runs')
+SUMMARY = 'summary'
 NOT_YET = '*Not yet run.*'
 
 
 def write_reports(studies: Sequence[Study]) -> list[Path]:
     """Fill the blocks ``NAME answer``, ``NAME tables``, ``NAME figures`` and ``NAME runs``.
 
-    A page that is not there yet is made of these blocks alone.
+    A study with a primary comparison has a block ``NAME summary`` too, which may be on another
+    page. A page that is not there yet is made of these blocks alone.
 
     Args:
         studies: Each with its results file; what has no row yet is said to be missing.
@@ -71,24 +80,31 @@ def write_reports(studies: Sequence[Study]) -> list[Path]:
             figure.savefig(path)
             written.append(path)
             names[name] = Path(os.path.relpath(path, study.page.parent)).as_posix()
-        blocks = compose(selection, found, names)
-        study.page.parent.mkdir(parents=True, exist_ok=True)
-        page = study.page.read_text('utf-8') if study.page.is_file() else new_page(studies, study)
-        study.page.write_text(fill_blocks(page, blocks), 'utf-8')
-        written.append(study.page)
+        pages = {study.page: compose(selection, found, names)}
+        if study.primary is not None:
+            block = {f'{study.name} {SUMMARY}': summary_text(selection, found)}
+            pages[study.summary_page] = {**pages.get(study.summary_page, {}), **block}
+        for path, blocks in pages.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page = path.read_text('utf-8') if path.is_file() else new_page(studies, path)
+            path.write_text(fill_blocks(page, blocks), 'utf-8')
+            written.append(path)
     return list(dict.fromkeys(written))
 
 
-def new_page(studies: Iterable[Study], of: Study) -> str:
-    """Return a page of empty blocks for all studies that name the same file."""
+def new_page(studies: Iterable[Study], path: Path) -> str:
+    """Return a page of the empty blocks that studies have on it."""
     lines = []
     for study in studies:
-        if study.page == of.page:
+        parts = [*PARTS] if study.page == path else []
+        if study.primary is not None and study.summary_page == path:
+            parts.insert(0, SUMMARY)
+        if parts:
             lines.append(f'# {study.title}\n')
-            lines += [
-                f'<!-- begin {study.name} {part} -->\n<!-- end {study.name} {part} -->\n'
-                for part in PARTS
-            ]
+        lines += [
+            f'<!-- begin {study.name} {part} -->\n<!-- end {study.name} {part} -->\n'
+            for part in parts
+        ]
     return '\n'.join(lines)
 
 
@@ -103,6 +119,8 @@ def compose(selection: Selection, found: Findings, figures: dict[str, str]) -> d
     study = selection.study
     if not selection.found:
         parts = dict.fromkeys(PARTS, NOT_YET)
+        if study.primary is not None:
+            parts['answer'] = f'{NOT_YET}\n\n{plan_text(study)}'
         if selection.teachers:
             parts['tables'] = teacher_table(selection)
     else:
@@ -121,20 +139,25 @@ def compose(selection: Selection, found: Findings, figures: dict[str, str]) -> d
 def answer(selection: Selection, found: Findings) -> str:
     """Return what the study shows, in sentences that follow from its corrected p-values."""
     study = selection.study
-    lines = []
+    lines = [] if study.primary is None else [f'{plan_text(study)}\n']
     if selection.found < selection.wanted:
         lines.append(
             f'**Unfinished: {selection.found} of {selection.wanted} student runs.** What follows '
             'is of the seeds that are there.\n'
         )
+    exploration = study.comparisons
+    if study.primary is not None:
+        lines += [f'{primary_text(selection, found)}\n', f'{EXPLORATION}\n']
+        if study.primary.metric == 'mAP':
+            exploration = exploration[1:]
     lines += [
         f'- {_confidence(name, fit)}'
         for name, fit in held_out_calibration(selection).items()
         if not study.reliability or name in study.reliability
     ]
     lines += [
-        f'- {difference_sentence(_words(comparison.of), _words(comparison.to), difference)}'
-        for comparison in study.comparisons
+        f'- {difference_sentence(words(comparison.of), words(comparison.to), difference)}'
+        for comparison in exploration
         if (difference := found.differences.get(comparison.name))
     ]
     lines += [f'- {relation_sentence(name, line)}' for name, line in found.relations.items()]
@@ -210,10 +233,6 @@ CAPTIONS = {
     'paired': 'paired differences',
     'reliability': 'reliability of the teachers on held-out RoIs',
 }
-
-
-def _words(names: Sequence[str]) -> str:
-    return f'‘{names[0]}’' if len(names) == 1 else f'the mean of ‘{"’, ‘".join(names)}’'
 
 
 def _distinct(values: Iterable[str]) -> str:

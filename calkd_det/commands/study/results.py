@@ -10,9 +10,9 @@ from typing import Any, Union
 
 import numpy as np
 
+from calkd_det.commands.study.design import Comparison
 from calkd_det.commands.study.relations import Relation, Rivalry, compare_predictors, relate
 from calkd_det.commands.study.selection import Selection
-from calkd_det.commands.study.settings import Comparison
 from calkd_det.commands.study.statistics import (
     FEWEST_SEEDS,
     PairedDifference,
@@ -46,17 +46,24 @@ class Findings:
         relations: By the predictor's name; None where no line can be fitted. Empty for a study
             that is not across teachers.
         rivals: Which predictor explains more.
+        primary: The study's primary comparison; None where it has none or no common seed.
+        primary_spread: As ``spread``, of the figure that ``primary`` is of.
     """
 
     spread: Spread
     differences: dict[str, PairedDifference]
     relations: dict[str, Relation | None]
     rivals: list[Rivalry]
+    primary: PairedDifference | None
+    primary_spread: Spread
 
     @property
     def tests(self) -> list[Test]:
         """Return what has a p-value."""
         found = [*self.differences.values(), *self.relations.values(), *self.rivals]
+        # Of mAP it is one of the differences.
+        if not any(test is self.primary for test in found):
+            found.append(self.primary)
         return [test for test in found if test is not None and not math.isnan(test.p_value)]
 
 
@@ -66,22 +73,43 @@ def find(selection: Selection) -> Findings:
     Raises:
         ConfigError: Two runs of a seed are no pair.
     """
-    spread = common_spread([selection.values(name) for name in selection.study.cells])
-    differences = {}
-    for comparison in selection.study.comparisons:
-        factor = contrast_factor(comparison.of, comparison.to)
-        difference = paired_difference(*selection.sides(comparison), spread, factor)
-        if difference is not None:
-            differences[comparison.name] = difference
+    spread, differences = differences_of(selection, selection.study.comparisons, 'mAP')
     relations, rivals = _relations(selection) if 'across' in selection.study.figures else ({}, [])
-    tests = Findings(spread, differences, relations, rivals).tests
+    primary, primary_spread = None, spread
+    if (planned := selection.study.primary) is not None:
+        name, tested = planned.comparison.name, differences
+        if planned.metric != 'mAP':
+            primary_spread, tested = differences_of(selection, [planned.comparison], planned.metric)
+        primary = tested.get(name)
+    found = Findings(spread, differences, relations, rivals, primary, primary_spread)
+    tests = found.tests
     adjusted = {id(test): p for test, p in zip(tests, holm([test.p_value for test in tests]))}
+    corrected = {name: _corrected(test, adjusted) for name, test in differences.items()}
     return Findings(
         spread,
-        {name: _corrected(test, adjusted) for name, test in differences.items()},
+        corrected,
         {name: _corrected(test, adjusted) for name, test in relations.items()},
         [_corrected(test, adjusted) for test in rivals],
+        next(
+            (corrected[name] for name, test in differences.items() if test is primary),
+            _corrected(primary, adjusted),
+        ),
+        primary_spread,
     )
+
+
+def differences_of(
+    selection: Selection, comparisons: Sequence[Comparison], metric: str
+) -> tuple[Spread, dict[str, PairedDifference]]:
+    """Return the spread of a figure, and its differences by name where seeds are common."""
+    spread = common_spread([selection.values(name, metric) for name in selection.study.cells])
+    differences = {}
+    for comparison in comparisons:
+        factor = contrast_factor(comparison.of, comparison.to)
+        difference = paired_difference(*selection.sides(comparison, metric), spread, factor)
+        if difference is not None:
+            differences[comparison.name] = difference
+    return spread, differences
 
 
 def comparison_forms(

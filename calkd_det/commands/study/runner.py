@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from calkd_det.commands.engine import JobFailed, JobRunner
 from calkd_det.commands.machine import Machine, look_at_machine
+from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.jobs import LOCK, MMDET_TOOLS, delete_weights, job_of
 from calkd_det.commands.study.rows import Row
 from calkd_det.commands.study.runs import Run, expand
-from calkd_det.commands.study.settings import Study
 from calkd_det.commands.study.state import find_run, look
 from calkd_det.config import config_path
 from calkd_det.datasets.mini import write_mini_dataset

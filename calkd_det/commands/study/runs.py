@@ -15,7 +15,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 import calkd_det.detectors
-from calkd_det.commands.study.settings import Cell, Detector, Study
+from calkd_det.commands.study.design import Cell, Detector, Study
 from calkd_det.config import merge_options, read_config
 from calkd_det.datasets.mini import GENERATOR_VERSION
 from calkd_det.detectors import DistillationMixin

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from calkd_det.commands.study.design import CLASSIFIER, Comparison, Study
 from calkd_det.commands.study.rows import Row, read_rows, settings_key
-from calkd_det.commands.study.settings import CLASSIFIER, Comparison, Study
 from calkd_det.errors import ConfigError
 
 

@@ -1,172 +1,29 @@
-"""What a study config says: data, student, teachers, cells, seeds and what is compared."""
+"""Read a study config and check it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
+from calkd_det.commands.study.design import (
+    FIGURES,
+    FITTED,
+    METRICS,
+    SHARES,
+    Cell,
+    Comparison,
+    Data,
+    Detector,
+    Preparation,
+    Primary,
+    Study,
+)
 from calkd_det.config import check_keys, check_number, read_config
 from calkd_det.errors import ConfigError, did_you_mean
 
-FITTED = 'fitted'
-FIGURES = ('temperature', 'paired', 'across', 'reliability')
-Temperature = Union[float, str, None]
-# Figures of a row by name, and what mmdet's CocoMetric calls them.
-METRICS = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'AP75': 'coco/bbox_mAP_75'}
-# What a row of `measure_students` adds, by name: of which samples, and which figure.
-CLASSIFIER = {
-    f'{figure} on {words}': (samples, key)
-    for samples, words in (('objects', 'objects'), ('distillation', 'samples'))
-    for figure, key in (
-        ('accuracy', 'accuracy'), ('NLL', 'nll'), ('Brier score', 'brier'), ('ECE', 'ece')
-    )
-}  # fmt: skip
 T = TypeVar('T')
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where the data come from, and the held-out images that teachers are calibrated on.
-
-    Attributes:
-        mini: arguments of ``write_mini_dataset``, ``out_dir`` included; or None.
-        version: what a run's hash knows of data that are not ``mini``'s.
-        held_out_ann: COCO annotation file of the held-out images.
-        held_out_images: their folder.
-    """
-
-    mini: dict[str, Any] | None
-    version: str
-    held_out_ann: Path
-    held_out_images: Path
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """A command that has to run once before all runs.
-
-    Attributes:
-        command: its words; ``{python}`` and ``{mmdet_tools}`` stand for the interpreter and the
-            folder of mmdet's ``train.py``, ``{tools}`` for that of CalKD-Det's tools.
-        creates: a file that is there once it has run.
-    """
-
-    command: tuple[str, ...]
-    creates: Path
-
-
-@dataclass(frozen=True)
-class Detector:
-    """A config with changes.
-
-    Attributes:
-        name: in rows, tables and figures.
-        config: path, or ``mmdet::FAMILY/NAME.py``.
-        cfg_options: as after ``--cfg-options``, dotted keys.
-        seed: of a teacher's training.
-        checkpoint: weights that are there already, ``'zoo'`` for the model zoo's; None: train.
-    """
-
-    name: str
-    config: str
-    cfg_options: dict[str, Any]
-    seed: int = 0
-    checkpoint: str | None = None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One way to train the student, run once for every seed.
-
-    Attributes:
-        name: in tables and figures.
-        teacher: name of a teacher; None for the student alone.
-        temperature: the teacher's T, or ``'fitted'``; None for the student alone and for a cell
-            with a calibrator.
-        loss: config of the distillation loss, or of several by name; None for the student alone.
-        seeds: of its runs.
-        calibrator: config of the teacher's calibrator in place of a T.
-    """
-
-    name: str
-    teacher: str | None
-    temperature: Temperature
-    loss: dict[str, Any] | None
-    seeds: tuple[int, ...]
-    calibrator: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The mean of some cells less the mean of others, paired by seed; both sides by cell name."""
-
-    of: tuple[str, ...]
-    to: tuple[str, ...]
-    name: str
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study config, checked.
-
-    Attributes:
-        name: of its blocks on the page and of its figures.
-        student: the CalKD config of the student; its teacher and loss are set by the cells.
-        teachers: by name.
-        cells: by name.
-        comparisons: what is reported, in order.
-        figures: of :data:`FIGURES`.
-        reliability: the teachers whose diagrams are drawn, at most two.
-        metrics: the figures of a row by name, each with its key in the evaluators' output.
-            Comparisons are of ``mAP``.
-        target: the difference in points that should be told from zero.
-        deterministic: of mmengine's ``randomness``.
-        resume: go on with an interrupted training from its last checkpoint; else start it over.
-        keep_weights: keep the weights of finished students.
-        gpus_per_run: more than one: each training is started by torchrun on so many.
-        measured_images: at most so many images measure a teacher's calibration; None: all.
-        measure_students: measure each student's classifier on its validation images as well.
-        work_dir: folder of the runs.
-        results: the JSON-lines file of the rows.
-        page: the Markdown page that the report fills.
-        pictures: folder of the figures.
-    """
-
-    name: str
-    title: str
-    data: Data
-    prepare: tuple[Preparation, ...]
-    student: Detector
-    teachers: dict[str, Detector]
-    cells: dict[str, Cell]
-    comparisons: tuple[Comparison, ...]
-    figures: tuple[str, ...]
-    reliability: tuple[str, ...]
-    metrics: dict[str, str]
-    target: float
-    deterministic: bool
-    resume: bool
-    keep_weights: bool
-    gpus_per_run: int
-    measured_images: int | None
-    measure_students: bool
-    work_dir: Path
-    results: Path
-    page: Path
-    pictures: Path
-
-    def settings(self, cell: Cell) -> dict[str, Any]:
-        """Return what the rows of a cell keep of it; they are found by it."""
-        settings = {
-            'student': self.student.name,
-            'teacher': cell.teacher,
-            'temperature': cell.temperature,
-            'loss': cell.loss,
-        }
-        # Rows were written before there was any calibrator but a T.
-        return settings if cell.calibrator is None else {**settings, 'calibrator': cell.calibrator}
 
 
 _REQUIRED = {'name', 'data', 'student', 'teachers', 'cells', 'seeds'}
@@ -208,8 +65,15 @@ def parse_study(content: Mapping[str, Any]) -> Study:
             raise ConfigError(
                 f'study.reliability names no teacher: {did_you_mean(str(teacher), teachers)}'
             )
+    metrics = _metrics(content.get('metrics', METRICS))
+    measure_students = _flag(content, 'measure_students', False)
+    comparisons = tuple(_each(content, 'comparisons', _comparison, cells))
+    primary = _primary(content, cells, [*metrics, *(SHARES if measure_students else ())])
+    if primary is not None:
+        primary, comparisons = _with_primary_first(primary, comparisons)
     limit = content.get('measured_images')
     work_dir = Path(content.get('work_dir', 'work_dirs/study'))
+    page = Path(content.get('page') or work_dir / f'{name}.md')
     return Study(
         name=name,
         title=content.get('title') or name,
@@ -218,20 +82,23 @@ def parse_study(content: Mapping[str, Any]) -> Study:
         student=_detector(content['student'], 'study.student', trained=False),
         teachers=teachers,
         cells=cells,
-        comparisons=tuple(_each(content, 'comparisons', _comparison, cells)),
+        question=content.get('question', ''),
+        primary=primary,
+        comparisons=comparisons,
         figures=figures,
         reliability=reliability,
-        metrics=_metrics(content.get('metrics', METRICS)),
+        metrics=metrics,
         target=check_number(content.get('target', 0.5), 'study.target'),
         deterministic=_flag(content, 'deterministic', True),
         resume=_flag(content, 'resume', False),
         keep_weights=_flag(content, 'keep_weights', False),
         gpus_per_run=_whole(content.get('gpus_per_run', 1), 'study.gpus_per_run', 1),
         measured_images=None if limit is None else _whole(limit, 'study.measured_images', 2),
-        measure_students=_flag(content, 'measure_students', False),
+        measure_students=measure_students,
         work_dir=work_dir,
         results=Path(content.get('results') or work_dir / 'results.jsonl'),
-        page=Path(content.get('page') or work_dir / f'{name}.md'),
+        page=page,
+        summary_page=Path(content.get('summary_page') or page),
         pictures=Path(content.get('pictures') or work_dir / 'figures'),
     )
 
@@ -363,6 +230,47 @@ def _comparison(value: Any, key: str, cells: Mapping[str, Cell]) -> Comparison:
         sides.append(names)
     of, to = sides
     return Comparison(of, to, value.get('name') or f'{_joined(of)} − {_joined(to)}')
+
+
+def _primary(
+    content: Mapping[str, Any], cells: Mapping[str, Cell], metrics: Sequence[str]
+) -> Primary | None:
+    value, key = content.get('primary'), 'study.primary'
+    question = content.get('question')
+    if value is None:
+        if question is not None:
+            raise ConfigError(
+                f'study.question is set, but {key} is not: write the comparison that answers it, '
+                'dict(of=..., to=...)'
+            )
+        return None
+    known = {'of', 'to', 'name', 'metric', 'advice'}
+    check_keys(value, key, known=known, required={'of', 'to'})
+    if question is None:
+        raise ConfigError(f'{key} is set, but study.question is not: write what it answers')
+    _word(question, 'study.question')
+    metric = value.get('metric', 'mAP')
+    if metric not in metrics:
+        raise ConfigError(
+            f'{key}.metric: {did_you_mean(str(metric), metrics)}; those of the classifier need '
+            'study.measure_students=True'
+        )
+    advice = value.get('advice', {})
+    if advice:
+        texts = {'higher', 'lower', 'none'}
+        check_keys(advice, f'{key}.advice', known=texts, required=texts)
+    sides = {side: value[side] for side in ('of', 'to', 'name') if side in value}
+    return Primary(_comparison(sides, key, cells), metric, dict(advice))
+
+
+def _with_primary_first(
+    primary: Primary, comparisons: Sequence[Comparison]
+) -> tuple[Primary, tuple[Comparison, ...]]:
+    """Return the primary comparison under its name in the list, and the list that begins by it."""
+    sides = (primary.comparison.of, primary.comparison.to)
+    same = [c for c in comparisons if (c.of, c.to) == sides]
+    first = same[0] if same else primary.comparison
+    return replace(primary, comparison=first), (first, *(c for c in comparisons if c is not first))
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from calkd_det.commands.pages import table
+from calkd_det.commands.study.design import FITTED, Cell
 from calkd_det.commands.study.outcomes import find_outcomes, outcome_tables
 from calkd_det.commands.study.power import smallest_difference
 from calkd_det.commands.study.relations import Relation
 from calkd_det.commands.study.results import Findings, degrees_per_pair
 from calkd_det.commands.study.rows import Row
 from calkd_det.commands.study.selection import Selection
-from calkd_det.commands.study.settings import FITTED, Cell
 from calkd_det.commands.study.statistics import contrast_factor, mean_interval
 from calkd_det.commands.study.wording import ends, percent, points
 

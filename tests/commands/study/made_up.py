@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from calkd_det.calibration import reliability_from_confidences
+from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.rows import append_row
-from calkd_det.commands.study.settings import Study, parse_study
+from calkd_det.commands.study.settings import parse_study
 from calkd_det.measurement.teacher_calibration import TEMPERATURES, bins_of
 
 KD = dict(type='KDLoss')

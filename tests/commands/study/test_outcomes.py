@@ -8,11 +8,11 @@ from pathlib import Path
 import made_up
 import pytest
 
+from calkd_det.commands.study.design import CLASSIFIER, Study
 from calkd_det.commands.study.outcomes import find_outcomes
 from calkd_det.commands.study.report import write_reports
 from calkd_det.commands.study.results import find
 from calkd_det.commands.study.selection import select
-from calkd_det.commands.study.settings import CLASSIFIER, Study
 from calkd_det.commands.study.statistics import common_spread, paired_difference
 
 GAINS = {'calibrated, T = 1': 0.05}

@@ -26,10 +26,10 @@ from calkd_det.commands import machine
 from calkd_det.commands.engine import JobFailed
 from calkd_det.commands.machine import Machine, look_at_machine
 from calkd_det.commands.study import jobs
+from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.rows import read_rows
 from calkd_det.commands.study.runner import prepare, run_all
 from calkd_det.commands.study.runs import Run, expand, student_config, teacher_config
-from calkd_det.commands.study.settings import Study
 from calkd_det.commands.study.state import find_run, list_commands, list_runs, look
 from calkd_det.errors import ConfigError
 

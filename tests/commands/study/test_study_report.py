@@ -11,12 +11,12 @@ import made_up
 import pytest
 from scipy import stats
 
+from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.power import smallest_difference
 from calkd_det.commands.study.report import NOT_YET, PARTS, write_reports
 from calkd_det.commands.study.results import find, temperature_shifts
 from calkd_det.commands.study.rows import append_row
 from calkd_det.commands.study.selection import select
-from calkd_det.commands.study.settings import Study
 from calkd_det.commands.study.wording import points
 from calkd_det.errors import CalKDError, ConfigError
 

@@ -9,11 +9,12 @@ from typing import Any
 from calkd_det.commands.study.demo.curves import plot_curves
 from calkd_det.commands.study.demo.files import detect, read_ground_truth, read_scalars, same_boxes
 from calkd_det.commands.study.demo.grid import choose_images, plot_grid
+from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.jobs import CONFIG
 from calkd_det.commands.study.report import PARTS, write_reports
 from calkd_det.commands.study.runs import Run, expand
 from calkd_det.commands.study.selection import select
-from calkd_det.commands.study.settings import Study, parse_study
+from calkd_det.commands.study.settings import parse_study
 from calkd_det.commands.study.state import checkpoint_of
 from calkd_det.commands.study.tables import cell_table
 from calkd_det.commands.study.wording import percent
