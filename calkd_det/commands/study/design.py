@@ -84,7 +84,8 @@ class Cell:
             with a calibrator.
         loss: config of the distillation loss, or of several by name; None for the student alone.
         seeds: of its runs.
-        calibrator: config of the teacher's calibrator in place of a T.
+        calibrator: config of the teacher's calibrator in place of a T. ``'fitted'`` stands for the
+            calibration file of the teacher.
     """
 
     name: str
@@ -93,6 +94,11 @@ class Cell:
     loss: dict[str, Any] | None
     seeds: tuple[int, ...]
     calibrator: dict[str, Any] | None = None
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether the calibrator reads the calibration file of the teacher."""
+        return self.calibrator is not None and FITTED in self.calibrator.values()
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmdet
 from mmdet.evaluation import CocoMetric
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from calkd_det.commands.engine import Command, Job, JobFailed
@@ -24,6 +25,7 @@ from calkd_det.commands.study.rows import Row, append_row
 from calkd_det.commands.study.runs import Run, student_config, teacher_config
 from calkd_det.commands.study.state import (
     TRAINED,
+    calibration_file,
     checkpoint_of,
     given_checkpoint,
     is_trained,
@@ -43,6 +45,7 @@ LOCK = 'lock'
 LOCK_SECONDS = 10
 CALIBRATION = ('nll', 'ece', 'ece_over', 'ece_under', 'ace')
 MEASURE = ('-m', 'calkd_det.measurement.teacher_calibration')
+CALIBRATE = ('-m', 'calkd_cli', 'calibrate')
 MEASURE_STUDENT = ('-m', 'calkd_det.measurement.student_classifier')
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
@@ -75,6 +78,8 @@ def _work(run: Run, device: str, finish: Callable[[Run, Row], None]) -> Iterator
         if run.kind == 'teacher':
             if row is None or checkpoint_of(run) is None:
                 row = yield from _do_teacher(run, device, lock, row)
+            if run.is_fitted and calibration_file(run) is None:
+                yield from _fit_calibrators(run, lock)
         elif row is None:
             row = yield from _do_student(run, device, lock)
         finish(run, row)
@@ -89,14 +94,7 @@ def _do_teacher(
         seconds = yield from _train(run, cfg, lock, given)
         content = {'hash': run.hash, 'seconds': seconds, 'metrics': _metrics(run)}
         write_json(run.folder / TRAINED, content)
-    limit = run.study.measured_images
-    words = [
-        *(sys.executable, *MEASURE, str(run.folder / CONFIG), checkpoint_of(run)),
-        *('--ann', str(run.study.data.held_out_ann)),
-        *('--images', str(run.study.data.held_out_images)),
-        *([] if limit is None else ['--max-images', str(limit)]),
-        *('--out', str(run.folder / MEASURED)),
-    ]
+    words = [*_on_held_out_images(run, MEASURE), '--out', str(run.folder / MEASURED)]
     seconds = yield from _timed(run, words, lock)
     trained, measured = read_json(run.folder / TRAINED), read_json(run.folder / MEASURED)
     checkpoint = Path(checkpoint_of(run))
@@ -114,6 +112,23 @@ def _do_teacher(
             'of its students'
         )
     return row
+
+
+def _fit_calibrators(run: Run, lock: int) -> Timed:
+    """Write a teacher's calibration file."""
+    words = [*_on_held_out_images(run, CALIBRATE), '--workers', '0', '--out', str(run.calibration)]
+    return _timed(run, words, lock)
+
+
+def _on_held_out_images(run: Run, module: Sequence[str]) -> list[str]:
+    """Return the words of a command on a trained teacher and the held-out images."""
+    limit = run.study.measured_images
+    return [
+        *(sys.executable, *module, str(run.folder / CONFIG), checkpoint_of(run)),
+        *('--ann', str(run.study.data.held_out_ann)),
+        *('--images', str(run.study.data.held_out_images)),
+        *([] if limit is None else ['--max-images', str(limit)]),
+    ]
 
 
 def _do_student(run: Run, device: str, lock: int) -> Generator[Command, None, Row]:
@@ -140,6 +155,12 @@ def _student(run: Run) -> tuple[Config, Row]:
     row, checkpoint = rows_of([run.teacher]).get(run.teacher.hash), checkpoint_of(run.teacher)
     if row is None or checkpoint is None:
         raise TeacherError(f'needs its teacher: run {run.teacher.id} ({run.teacher.name}) first')
+    calibration = calibration_file(run.teacher) if run.cell.reads_calibration else None
+    if run.cell.reads_calibration and calibration is None:
+        raise TeacherError(
+            f'needs the fitted calibrators of its teacher: run {run.teacher.id} '
+            f'({run.teacher.name}) first'
+        )
     held_out = row['calibration']['held_out']
     temperature = run.cell.temperature
     temperature = held_out['temperature'] if temperature == FITTED else temperature
@@ -150,6 +171,7 @@ def _student(run: Run) -> tuple[Config, Row]:
         teacher=str(run.teacher.folder / CONFIG),
         checkpoint=checkpoint,
         temperature=temperature,
+        calibration=None if calibration is None else str(calibration),
     )
     at_one = held_out['at']['1']
     of_teacher = {
@@ -161,7 +183,22 @@ def _student(run: Run) -> tuple[Config, Row]:
         'roi_accuracy': at_one['mean_accuracy'],
         **{name: at_one[name] for name in CALIBRATION},
     }
+    if calibration is not None:
+        of_teacher['calibrator'] = _fitted_parameters(cfg.model.teacher.calibrator, calibration)
     return cfg, {'teacher': of_teacher}
+
+
+def _fitted_parameters(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return what a calibrator reads from a calibration file, numbers or lists by name.
+
+    Raises:
+        ConfigError: The file does not hold what the calibrator reads.
+    """
+    calibrator = MODELS.build(dict(config))
+    calibrator.prepare()
+    field = getattr(calibrator, 'file_field', getattr(calibrator, 'field', 'temperature'))
+    values = read_json(file)[field]
+    return values if isinstance(values, Mapping) else {field: values}
 
 
 def _train(run: Run, cfg: Config, lock: int, given: str | None = None) -> Timed:

@@ -15,7 +15,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 import calkd_det.detectors
-from calkd_det.commands.study.design import Cell, Detector, Study
+from calkd_det.commands.study.design import FITTED, Cell, Detector, Study
 from calkd_det.config import merge_options, read_config
 from calkd_det.datasets.mini import GENERATOR_VERSION
 from calkd_det.detectors import DistillationMixin
@@ -30,7 +30,8 @@ class Run:
     """A training with its evaluation, and for a teacher its calibration.
 
     Attributes:
-        study: the first study that asks for it; of a student the first one that measures it.
+        study: the first study that asks for it, and measures a student or reads the fitted
+            calibrators of a teacher where any does.
         kind: ``'teacher'`` or ``'student'``.
         name: of the teacher, or of the cell.
         seed: of the training.
@@ -70,6 +71,19 @@ class Run:
         return {'teacher': self.name} if self.cell is None else self.study.settings(self.cell)
 
     @property
+    def calibration(self) -> Path:
+        """Of a teacher: the folder of its fitted calibrators."""
+        return self.folder / 'calibration'
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a cell of the study reads the calibration file of this teacher."""
+        return self.kind == 'teacher' and any(
+            cell.teacher == self.name and cell.reads_calibration
+            for cell in self.study.cells.values()
+        )
+
+    @property
     def detector(self) -> Detector:
         """The config it trains."""
         return self.study.teachers[self.name] if self.cell is None else self.study.student
@@ -87,7 +101,9 @@ def expand(studies: Iterable[Study]) -> list[Run]:
         used = {cell.teacher for cell in study.cells.values()} - {None}
         teachers = {name: _teacher_run(study, name) for name in study.teachers if name in used}
         for run in teachers.values():
-            runs.setdefault(run.hash, run)
+            known_teacher = runs.setdefault(run.hash, run)
+            if run.is_fitted and not known_teacher.is_fitted:
+                runs[run.hash] = run
         # Seed by seed, so that an unfinished study has whole pairs.
         seeds = sorted({seed for cell in study.cells.values() for seed in cell.seeds})
         for seed in seeds:
@@ -118,6 +134,7 @@ def student_config(
     teacher: str | None = None,
     checkpoint: str | None = None,
     temperature: float | None = None,
+    calibration: str | None = None,
 ) -> Config:
     """Return the config that a student is trained with.
 
@@ -128,6 +145,7 @@ def student_config(
         teacher: The path of the teacher's config.
         checkpoint: The path of its weights.
         temperature: T; of no use for a cell with a calibrator.
+        calibration: The path of its calibration file, for a cell that reads it.
     """
     cfg = _prepared(study, study.student, seed)
     options = cfg.model.get('teacher') or {}
@@ -140,6 +158,8 @@ def student_config(
         calibrator = copy.deepcopy(cell.calibrator)
         if calibrator is None:
             calibrator = dict(type='TemperatureScaling', temperature=temperature)
+        elif calibration is not None:
+            calibrator = {k: calibration if v == FITTED else v for k, v in calibrator.items()}
         cfg.model.teacher = {
             **kept, 'config': teacher, 'checkpoint': checkpoint, 'calibrator': calibrator
         }  # fmt: skip

@@ -11,6 +11,7 @@ from mmengine.hub import get_config
 from calkd_det.commands.study.rows import Row, read_rows, settings_key
 from calkd_det.commands.study.runs import Run
 from calkd_det.errors import ConfigError
+from calkd_det.measurement.calibration_report import RESULT_FILE
 from calkd_det.measurement.json_file import read_json
 
 TRAINED = 'trained.json'
@@ -30,8 +31,12 @@ def look(runs: Sequence[Run]) -> list[tuple[Run, str]]:
     for run in runs:
         if run.hash in rows:
             _check_settings(run, rows[run.hash])
-    needed = {run.teacher.hash for run in runs if run.teacher and run.hash not in rows}
-    return [(run, _state(run, run.hash in rows, run.hash in needed)) for run in runs]
+    missing = [run for run in runs if run.teacher and run.hash not in rows]
+    needed = {run.teacher.hash for run in missing}
+    read = {run.teacher.hash for run in missing if run.cell.reads_calibration}
+    return [
+        (run, _state(run, run.hash in rows, run.hash in needed, run.hash in read)) for run in runs
+    ]
 
 
 def rows_of(runs: Sequence[Run]) -> dict[str, Row]:
@@ -135,8 +140,15 @@ def list_commands(
     return '\n'.join(lines)
 
 
-def _state(run: Run, has_row: bool, needed: bool) -> str:
-    if has_row and not (needed and checkpoint_of(run) is None):
+def calibration_file(teacher: Run) -> Path | None:
+    """Return the file of a teacher's fitted calibrators, if it is there."""
+    path = teacher.calibration / RESULT_FILE
+    return path if path.is_file() else None
+
+
+def _state(run: Run, has_row: bool, needed: bool, read: bool) -> str:
+    gone = (needed and checkpoint_of(run) is None) or (read and calibration_file(run) is None)
+    if has_row and not gone:
         return 'done'
     return 'trained' if run.kind == 'teacher' and is_trained(run) else 'to do'
 

@@ -139,11 +139,21 @@ def _used_calibrator(cell: Cell, rows: Iterable[Row]) -> str:
     if cell.teacher is None:
         return ''
     if cell.calibrator is not None:
-        return str(cell.calibrator['type'])
+        kinds = {_parameters(row['teacher'].get('calibrator', {})) for row in rows}
+        return str(cell.calibrator['type']) + ''.join(sorted(kinds))
     if cell.temperature != FITTED:
         return f'{cell.temperature:g}'
     used = sorted({row['teacher']['T'] for row in rows})
     return 'fitted' + ''.join(f', {value:.2f}' for value in used)
+
+
+def _parameters(fitted: Mapping[str, float | list[float]]) -> str:
+    """Return fitted numbers for a table; of lists the range."""
+    texts = []
+    for name, value in fitted.items():
+        ends = [min(value), max(value)] if isinstance(value, list) else [value]
+        texts.append(f', {name} = {" to ".join(f"{end:.2f}" for end in ends)}'.replace('-', '−'))
+    return ''.join(texts)
 
 
 def _mean(values: dict[int, float]) -> str:

@@ -69,6 +69,23 @@ assert 'CalKDFasterRCNN' in pathlib.Path(sys.argv[1]).read_text()
 out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])
 out.write_text(json.dumps({'images': 9, 'objects': None, 'distillation': {'accuracy': 0.5}}))
 """
+CALIBRATE = """
+import json, pathlib, sys
+assert pathlib.Path(sys.argv[2]).read_bytes() == b'weights'
+out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])
+out.mkdir()
+fields = {
+    'temperature': 1.25,
+    'platt_scaling': {'a': 0.5, 'b': -1.5},
+    'class_beta_scaling': {'a': [1.0, 2.0], 'b': [0.5, 0.5], 'c': [0.0, -1.0]},
+    'background_bias_scaling': {'temperature': 1.5, 'bias': -0.25},
+    'foreground_background_temperatures': [1.5, 1.5, 0.5],
+    'class_temperatures': [1.5, 1.25, 0.5],
+}
+(out / 'temperature.json').write_text(json.dumps(fields))
+with open('fits.txt', 'a') as file:
+    file.write('x')
+"""
 MACHINE = Machine('abacus', ({'STAND_IN_SECONDS': '0'},) * 2)
 SLOW = Machine('abacus', ({'STAND_IN_SECONDS': '0.4'},))
 
@@ -78,6 +95,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A study in an empty folder, whose trainings are stand-ins."""
     monkeypatch.chdir(tmp_path)
     scripts = {'train': TRAIN, 'measure': MEASURE, 'measure_student': MEASURE_STUDENT}
+    scripts['calibrate'] = CALIBRATE
     for name, code in scripts.items():
         Path(f'{name}.py').write_text(code)
     both = {name: made_up.calibration(1.25, 0.05, 0.9) for name in ('held_out', 'training')}
@@ -85,6 +103,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     Path('held_out.json').touch()
     monkeypatch.setattr(jobs, 'MMDET_TOOLS', tmp_path)
     monkeypatch.setattr(jobs, 'MEASURE', ('measure.py',))
+    monkeypatch.setattr(jobs, 'CALIBRATE', ('calibrate.py',))
     monkeypatch.setattr(jobs, 'MEASURE_STUDENT', ('measure_student.py',))
     monkeypatch.setattr(jobs, 'LOCK_SECONDS', 0.5)
     kd = dict(teacher='calibrated', loss=made_up.KD)
@@ -258,6 +277,93 @@ def test_a_cell_takes_any_calibrator(study: Study) -> None:
     cfg = Config.fromfile(runs[1].folder / 'config.py')
     assert cfg.model.teacher.calibrator == calibrator
     assert {state for _, state in look(runs)} == {'done'}
+
+
+FITTED_CALIBRATORS = {
+    'PlattScaling': (dict(parameters='fitted'), {'a': 0.5, 'b': -1.5}),
+    'BetaScaling': (
+        dict(parameters='fitted', per_class=True),
+        {'a': [1.0, 2.0], 'b': [0.5, 0.5], 'c': [0.0, -1.0]},
+    ),
+    'BackgroundBiasScaling': (dict(parameters='fitted'), {'temperature': 1.5, 'bias': -0.25}),
+    'TemperatureScaling': (dict(temperature='fitted'), {'temperature': 1.25}),
+    'ForegroundBackgroundScaling': (
+        dict(temperatures='fitted'), {'foreground_background_temperatures': [1.5, 1.5, 0.5]}
+    ),
+    'ClassTemperatureScaling': (
+        dict(temperatures='fitted'), {'class_temperatures': [1.5, 1.25, 0.5]}
+    ),
+}  # fmt: skip
+
+
+def fitted_study(study: Study, *kinds: str) -> Study:
+    cells = {
+        kind: dataclasses.replace(
+            study.cells['KD'],
+            name=kind,
+            temperature=None,
+            seeds=(0,),
+            calibrator=dict(type=kind, **FITTED_CALIBRATORS[kind][0]),
+        )
+        for kind in kinds
+    }
+    return dataclasses.replace(study, cells=cells)
+
+
+def test_a_cell_takes_each_calibrator_that_is_fitted_to_its_teacher(study: Study) -> None:
+    made = fitted_study(study, *FITTED_CALIBRATORS)
+    runs = expand([made])
+    run(runs)
+    file = runs[0].folder / 'calibration' / 'temperature.json'
+    assert Path('fits.txt').read_text() == 'x'
+    rows = {row['name']: row for row in read_rows(made.results)}
+    for found in runs[1:]:
+        options, parameters = FITTED_CALIBRATORS[found.name]
+        row = rows[found.name]
+        assert row['settings']['calibrator'] == dict(type=found.name, **options)
+        assert row['teacher']['calibrator'] == parameters
+        used = Config.fromfile(found.folder / 'config.py').model.teacher.calibrator
+        key = next(key for key, value in options.items() if value == 'fitted')
+        assert used == {'type': found.name, **options, key: str(file)}
+    assert {state for _, state in look(runs)} == {'done'}
+
+
+def test_calibrators_are_fitted_to_a_teacher_that_has_its_row_already(study: Study) -> None:
+    (teacher, *_) = expand([study])
+    run([teacher])
+    assert not Path('fits.txt').exists()
+    runs = expand([study, fitted_study(study, 'PlattScaling')])
+    assert runs[0].hash == teacher.hash
+    assert look(runs)[0][1] == 'trained'
+    platt = [found for found in runs if found.name == 'PlattScaling']
+    run([runs[0], *platt])
+    assert attempts().count(teacher.id) == 1
+    assert Path('fits.txt').read_text() == 'x'
+    rows = read_rows(study.results)
+    assert [row['kind'] for row in rows] == ['teacher', 'student']
+    # Without students to do the file is not needed.
+    (teacher.folder / 'calibration' / 'temperature.json').unlink()
+    assert {state for _, state in look([runs[0], *platt])} == {'done'}
+
+
+def test_a_student_alone_needs_the_fitted_calibrators_first(study: Study, capsys: Any) -> None:
+    runs = expand([fitted_study(study, 'PlattScaling')])
+    run(expand([study])[:1])
+    with pytest.raises(JobFailed):
+        run(runs[1:])
+    said = ' '.join(capsys.readouterr().out.split())
+    assert f'needs the fitted calibrators of its teacher: run {runs[0].id}' in said
+
+
+def test_a_calibrator_that_does_not_fit_the_head_is_told(study: Study, capsys: Any) -> None:
+    """calkd calibrate writes Platt scaling for sigmoid heads alone."""
+    code = Path('calibrate.py').read_text().replace("'platt_scaling'", "'other'")
+    Path('calibrate.py').write_text(code)
+    with pytest.raises(JobFailed, match='1 failed: student PlattScaling'):
+        run(expand([fitted_study(study, 'PlattScaling')]))
+    assert "holds no object with the key 'platt_scaling'" in ' '.join(
+        capsys.readouterr().out.split()
+    )
 
 
 def ends_soon(pid: int) -> bool:

@@ -87,6 +87,13 @@ def test_a_hash_changes_with_what_decides_a_run_and_with_nothing_else(tmp_path: 
         content['cells'][2]['calibrator'] = by_group
 
     assert changed(calibrate) == {'calibrated, T = 1'}
+
+    def fit(content: dict) -> None:
+        del content['cells'][2]['temperature']
+        content['cells'][2]['calibrator'] = dict(type='PlattScaling', parameters='fitted')
+
+    # The teacher's own run is the same, whichever calibrators are fitted to it.
+    assert changed(fit) == {'calibrated, T = 1'}
     # What is read of a run decides nothing of it.
     assert changed(lambda c: c.update(metrics=dict(mAP='coco/segm_mAP'))) == set()
     assert changed(lambda c: c.update(measure_students=True)) == set()

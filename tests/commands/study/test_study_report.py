@@ -190,6 +190,20 @@ def test_students_are_averaged_over_the_seeds_that_all_of_them_have(tmp_path: Pa
     assert line.slope == pytest.approx(expected.slope)
 
 
+def test_fitted_parameters_are_in_the_table(tmp_path: Path) -> None:
+    calibrator = dict(type='PlattScaling', parameters='fitted')
+    cell = dict(name='Platt', teacher='calibrated', calibrator=calibrator, loss=made_up.KD)
+    study = made_up.study(tmp_path, cells=[cell], comparisons=[], figures=[], seeds=[0])
+    append_row(study.results, made_up.teacher_row('calibrated', 'calibrated', 0.3, 1.0, 0.1))
+    row = made_up.student_row('Platt', 0, 0.2, 'calibrated')
+    row['settings']['calibrator'] = calibrator
+    row['teacher']['calibrator'] = {'a': 0.5, 'b': [-1.5, 2.0]}
+    append_row(study.results, row)
+    write_reports([study])
+    shown = cells(block(study, 'tables'), 'Platt')[1]
+    assert shown == 'PlattScaling, a = 0.50, b = −1.50 to 2.00'
+
+
 def test_two_seeds_claim_nothing(tmp_path: Path) -> None:
     study = made_up.study(tmp_path, seeds=[0, 1], figures=['paired'])
     made_up.write_rows(study, GAINS, noise=0)
