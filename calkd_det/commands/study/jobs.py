@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -254,7 +255,7 @@ def _metrics(run: Run) -> dict[str, float]:
     A teacher needs its mAP alone.
 
     Raises:
-        JobFailed: The evaluators gave no such figure.
+        JobFailed: The evaluators gave no such figure, or NaN.
     """
     tested = [path for path in run.folder.glob('*/*.json') if path.stem == path.parent.name]
     if tested:
@@ -274,6 +275,10 @@ def _metrics(run: Run) -> dict[str, float]:
             figures = sorted(figure for figure in given if '/' in figure)
             raise JobFailed(
                 f'study.metrics.{name}: its evaluators gave no {key!r}, but {", ".join(figures)}'
+            )
+        if math.isnan(given.get(key, 0.0)):
+            raise JobFailed(
+                f'study.metrics.{name}: {key!r} is NaN; has the detector learnt to find anything?'
             )
     return {name: given[key] for name, key in wanted.items() if key in given}
 

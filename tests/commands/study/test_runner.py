@@ -209,6 +209,18 @@ def test_a_figure_that_no_evaluator_gives_is_an_error_not_zero(study: Study, cap
     assert read_rows(made.results) == []
 
 
+def test_a_figure_that_is_nan_is_an_error(study: Study, capsys: Any) -> None:
+    """The calibration of a detector that finds nothing is not known."""
+    train = Path('train.py').read_text()
+    Path('train.py').write_text(train.replace("'coco/bbox_mAP_50': 0.4", "'D-ECE': float('nan')"))
+    made = dataclasses.replace(study, metrics={'mAP': 'coco/bbox_mAP', 'D-ECE': 'D-ECE'})
+    alone = next(found for found in expand([made]) if found.name == 'alone')
+    with pytest.raises(JobFailed):
+        run([alone])
+    assert "study.metrics.D-ECE: 'D-ECE' is NaN" in ' '.join(capsys.readouterr().out.split())
+    assert read_rows(made.results) == []
+
+
 def test_figures_that_only_students_have_are_not_asked_of_teachers(study: Study) -> None:
     train = Path('train.py').read_text()
     Path('train.py').write_text(
