@@ -1,7 +1,7 @@
 """The same questions on COCO, for a cluster. NOT RUN HERE: no row of it exists.
 
 ResNet-18 students of the zoo's ResNet-101 teacher in the published protocol (180,000 iterations of 8
-images), 5 seeds: 9 cells x 5 = 45 trainings on 8 GPUs each, and one measurement of the teacher. From
+images), 5 seeds: 12 cells x 5 = 60 trainings on 8 GPUs each, and one measurement of the teacher. From
 a folder that holds data/coco:
 
     calkd study configs/studies/coco.py --list-commands
@@ -17,10 +17,22 @@ Objects365 with COCO's classes, for instance), or train a teacher without a part
 config_path = __import__('calkd_det').config_path
 kd = dict(type='KDLoss', tau=1.0, loss_weight=1.0)
 temperatures = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+parts = dict(
+    cls=kd,
+    feat=dict(type='PKDLoss', loss_weight=6.0),
+    bbox=dict(type='BoxKDLoss', loss_weight=1.0),
+)
+knowledge = {
+    'features': ['feat'],
+    'classes and features': ['cls', 'feat'],
+    'all': ['cls', 'feat', 'bbox'],
+}
 
 study = dict(
     name='coco',
     title='COCO, ResNet-101 to ResNet-18',
+    question='Does the fitted T make a better teacher than T = 1 on COCO?',
+    primary=dict(of='fitted T', to='T = 1'),
     data=dict(
         version='coco2017',
         held_out_ann='data/held_out/annotations.json',
@@ -47,6 +59,15 @@ study = dict(
             temperature=1.5,
             loss=dict(type='DKDLoss', alpha=1.0, beta=0.25, tau=1.0, loss_weight=1.0),
         ),
+        *(
+            dict(
+                name=name,
+                teacher='r101',
+                temperature='fitted',
+                loss={key: parts[key] for key in keys},
+            )
+            for name, keys in knowledge.items()
+        ),
     ],
     seeds=[0, 1, 2, 3, 4],
     comparisons=[
@@ -54,7 +75,11 @@ study = dict(
         dict(of=['T = 1.5', 'T = 2', 'T = 3'], to='T = 1', name='T of 1.5 to 3 − T = 1'),
         *(dict(of=f'T = {T:g}', to='T = 1') for T in temperatures if T != 1),
         dict(of='fitted T', to='T = 1'),
+        *(dict(of=name, to='student alone') for name in knowledge),
+        dict(of='classes and features', to='features'),
+        dict(of='all', to='classes and features'),
     ],
+    measure_students=True,
     figures=['temperature', 'paired', 'reliability'],
     reliability=['r101'],
     target=0.3,

@@ -153,3 +153,25 @@ def test_no_two_students_share_a_name_but_for_the_same_config() -> None:
                 key = (str(run.study.results), run.study.student.name)
                 bases.setdefault(key, set()).add(run.base_hash)
     assert {key: len(found) for key, found in bases.items() if len(found) > 1} == {}
+
+
+def test_the_study_on_coco_has_the_cells_of_knowledge() -> None:
+    found = study('coco')
+    kinds = {
+        name: [loss['type'] for loss in cell.loss.values()]
+        for name, cell in found.cells.items()
+        if cell.loss and 'type' not in cell.loss
+    }
+    assert kinds == {
+        'features': ['PKDLoss'],
+        'classes and features': ['KDLoss', 'PKDLoss'],
+        'all': ['KDLoss', 'PKDLoss', 'BoxKDLoss'],
+    }
+    students = [run for run in runs('coco') if run.kind == 'student']
+    text = ' '.join((STUDIES / 'coco.py').read_text('utf-8').split())
+    assert 'NOT RUN' in text
+    assert f'{len(found.cells)} cells x 5 = {len(students)} trainings' in text
+    student = student_config(found, found.cells['all'], 0)
+    teacher = teacher_config(found, found.teachers['r101'])
+    # PKD compares maps of the same width.
+    assert student.model.neck.out_channels == teacher.model.neck.out_channels
