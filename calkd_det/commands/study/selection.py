@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,12 +109,14 @@ def select(study: Study) -> Selection:
 
     Rows are found by their settings: teacher, T, loss, student and seed. Where a config was
     changed in between, those of the last row's config count, and the others are left out. A teacher
-    is the one that the last student learnt from: another study may have one of the same name.
+    is the one that the last student learnt from: another study may have one of the same name. While
+    there is no student, a teacher whose name several rows have is left out.
 
     Raises:
         ConfigError: The results file is damaged.
     """
     rows = read_rows(study.results)
+    names = Counter(row['name'] for row in rows if row['kind'] == 'teacher')
     teachers = {
         row['name']: row
         for row in rows
@@ -129,6 +132,9 @@ def select(study: Study) -> Selection:
     for cell, row in own:
         if cell.teacher is not None and row['teacher']['hash'] in known:
             teachers[cell.teacher] = known[row['teacher']['hash']]
+    taught = {cell.teacher for cell, _ in own}
+    for name in [name for name in teachers if names[name] > 1 and name not in taught]:
+        del teachers[name]
     current = own[-1][1]['base_hash'] if own else None
     cells: dict[str, dict[int, Row]] = {name: {} for name in study.cells}
     left_out = 0

@@ -243,6 +243,18 @@ def test_rows_of_an_earlier_config_are_left_out(tmp_path: Path) -> None:
     assert '2 rows of an earlier config are left out' in block(study, 'runs')
 
 
+def test_a_teacher_of_two_rows_is_known_by_its_students_alone(tmp_path: Path) -> None:
+    study = made_up.study(tmp_path)
+    for digest, value in (('one', 0.3), ('other', 0.4)):
+        append_row(study.results, made_up.teacher_row('calibrated', digest, value, 1.0, 0.01))
+    assert select(study).teachers == {}
+    student = made_up.student_row(
+        'calibrated, T = 1', 0, 0.2, 'calibrated', 1.0, teacher_hash='one'
+    )
+    append_row(study.results, student)
+    assert select(study).teachers['calibrated']['hash'] == 'one'
+
+
 def test_runs_that_are_no_pair_are_refused(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     other = made_up.student_row('alone', 2, 0.2, order='another')
