@@ -23,7 +23,7 @@ from calkd_det.commands.study.settings import read_study
 from calkd_det.commands.study.statistics import SIGNIFICANCE, common_spread
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDIES = ('controlled', 'teachers', 'methods')
+STUDIES = ('controlled', 'teachers', 'methods', 'knowledge_faster', 'knowledge_retina')
 COUNT = 1000
 SEED = 0
 NOISE = {False: 'alike', True: "each cell's own"}
@@ -40,7 +40,7 @@ def null_findings(
 ) -> Iterator[Findings]:
     """Simulate studies of the same cells, seeds and teachers, all of whose cells are alike.
 
-    A run's mAP is that of its seed plus normal noise, rounded to three digits as the rows are.
+    A run's mAP is that of its seed plus normal noise, rounded to three digits as mmdet does.
 
     Args:
         selection: The rows of a whole study.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -19,25 +20,82 @@ NAMES = {
     'evidence': ('controlled', 'teachers', 'methods'),
     'which-knowledge': ('knowledge_faster', 'knowledge_retina'),
 }
+PLANNED = (
+    'dense_retina', 'dense_gfl', 'unseen_images', 'weight_and_temperature', 'student_calibration'
+)  # fmt: skip
 STUDIES = {
     page: [read_study(ROOT / 'configs' / 'studies' / f'{name}.py') for name in names]
     for page, names in NAMES.items()
 }
+WITHOUT_ROWS = [read_study(ROOT / 'configs' / 'studies' / f'{name}.py') for name in PLANNED]
 
 
-@pytest.mark.parametrize('name', STUDIES)
-def test_the_page_is_that_of_its_rows(name: str, tmp_path: Path) -> None:
-    page = tmp_path / 'docs' / f'{name}.md'
-    page.parent.mkdir()
-    kept = (ROOT / 'docs' / f'{name}.md').read_text('utf-8')
-    page.write_text(kept, 'utf-8')
-    places = dict(page=page, pictures=page.parent / name)
+def write_pages(docs: Path, results: Path = ROOT / 'docs' / 'evidence' / 'results.jsonl') -> None:
+    """Make both pages again in a folder, of what is kept around their blocks."""
+    docs.mkdir()
+    for name in NAMES:
+        kept = (ROOT / 'docs' / f'{name}.md').read_text('utf-8')
+        (docs / f'{name}.md').write_text(kept, 'utf-8')
     write_reports(
-        [dataclasses.replace(s, results=ROOT / s.results, **places) for s in STUDIES[name]],
+        [
+            dataclasses.replace(
+                study,
+                results=results,
+                page=docs / study.page.name,
+                summary_page=docs / study.summary_page.name,
+                pictures=docs / study.pictures.name,
+            )
+            for study in [*STUDIES['evidence'], *STUDIES['which-knowledge'], *WITHOUT_ROWS]
+        ]
     )
-    assert page.read_text('utf-8') == kept
-    drawn = {path.name for path in places['pictures'].iterdir()}
-    assert drawn == {path.name for path in (ROOT / 'docs' / name).glob('*.png')}
+
+
+def test_the_pages_are_those_of_their_rows(tmp_path: Path) -> None:
+    docs = tmp_path / 'docs'
+    write_pages(docs)
+    for name in NAMES:
+        kept = (ROOT / 'docs' / f'{name}.md').read_text('utf-8')
+        assert (docs / f'{name}.md').read_text('utf-8') == kept
+        drawn = {path.name for path in (docs / name).iterdir()}
+        assert drawn == {path.name for path in (ROOT / 'docs' / name).glob('*.png')}
+
+
+def block(page: Path, name: str) -> str:
+    begin, end = f'<!-- begin {name} -->', f'<!-- end {name} -->'
+    return page.read_text('utf-8').split(begin)[1].split(end)[0].strip()
+
+
+def test_a_changed_row_changes_the_first_screen(tmp_path: Path) -> None:
+    """The answer of a primary comparison is of the rows, on the page on evidence too."""
+    results = tmp_path / 'results.jsonl'
+    lines = []
+    for line in (ROOT / 'docs' / 'evidence' / 'results.jsonl').read_text('utf-8').splitlines():
+        row = json.loads(line)
+        if row['name'] == 'classes and features' and 'neck of 32' in row['settings']['student']:
+            row['metrics']['mAP'] -= 0.1
+        lines.append(json.dumps(row))
+    results.write_text('\n'.join(lines) + '\n', 'utf-8')
+    write_pages(tmp_path / 'docs', results)
+    for name in ('knowledge-faster-rcnn', 'knowledge-retinanet'):
+        now = block(tmp_path / 'docs' / 'evidence.md', f'{name} summary')
+        kept = block(ROOT / 'docs' / 'evidence.md', f'{name} summary')
+        assert now != kept
+        assert '‘classes and features’ is **lower** than ‘features’' in now
+        assert now.endswith('Take features alone.')
+
+
+def test_the_first_screen_has_an_answer_for_each_question() -> None:
+    page = (ROOT / 'docs' / 'evidence.md').read_text('utf-8')
+    first = page[: page.index('## What was asked first')]
+    assert first.count('\n### ') == 5
+    for study in [*STUDIES['which-knowledge'], *WITHOUT_ROWS]:
+        text = block(ROOT / 'docs' / 'evidence.md', f'{study.name} summary')
+        assert f'<!-- begin {study.name} summary -->' in first
+        assert text.startswith(f'**{study.question}**')
+        if study in WITHOUT_ROWS:
+            assert text.endswith('*Not yet run.*')
+        else:
+            assert '95 % interval' in text
 
 
 def test_every_run_of_the_studies_has_its_row_and_no_row_is_of_another() -> None:

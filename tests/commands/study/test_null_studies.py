@@ -21,7 +21,7 @@ def null_studies() -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['controlled', 'teachers', 'methods'])
+@pytest.mark.parametrize('name', ['controlled', 'teachers', 'methods', 'knowledge_faster'])
 def test_one_study_in_twenty_at_most_makes_a_false_claim(
     null_studies: ModuleType, name: str
 ) -> None:
