@@ -17,7 +17,7 @@ def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
     """Draw losses and teacher diagnostics over iterations.
 
     The first panel leaves the losses of distillation out, so that it shows the same sum for every
-    run.
+    run. The last one is of the last distilled run alone.
 
     Args:
         runs: What each student logged, by its title. The distilled ones have ``loss_kd``, or
@@ -38,17 +38,18 @@ def plot_curves(runs: Mapping[str, Scalars]) -> Figure:
         classification.plot(steps, [entry['loss_cls'] for entry in logged], **style)
         if any(distilled):
             distillation.plot(steps, distilled, **style)
-            for name, dashes in DIAGNOSTICS.items():
-                label = f'{title}: {name.removeprefix("teacher_")}'
-                style = dict(color=colour, lw=1.2, ls=dashes, label=label)
-                diagnostics.plot(steps, [entry[name] for entry in logged], **style)
+            last = title, colour, steps, logged
+    title, colour, steps, logged = last
+    for name, dashes in DIAGNOSTICS.items():
+        style = dict(color=colour, lw=1.2, ls=dashes, label=name.removeprefix('teacher_'))
+        diagnostics.plot(steps, [entry[name] for entry in logged], **style)
     for ax in (own, classification, distillation):
         ax.set_ylim(bottom=0)
     diagnostics.set_ylim(top=1)
     _finish(own, "the student's own losses, without distillation")
     _finish(classification, 'loss_cls')
     _finish(distillation, 'losses of distillation')
-    _finish(diagnostics, "the teacher on the student's RoIs")
+    _finish(diagnostics, f'the teacher on the RoIs of {title!r}')
     for ax in (distillation, diagnostics):
         ax.set_xlabel('iteration')
     return figure

@@ -66,7 +66,8 @@ def test_the_curves_leave_the_teachers_loss_out(tmp_path: Path) -> None:
     assert [list(line.get_ydata()) for line in own.lines] == [[2.0, 1.5]] + [[1.75, 1.25]] * 2
     assert [line.get_label() for line in classification.lines] == list(titles)
     assert [list(line.get_ydata()) for line in distillation.lines] == [[0.25, 0.25]] * 2
-    assert [line.get_ydata()[0] for line in diagnostics.lines] == [0.75, 0.5, 0.625] * 2
+    assert [line.get_ydata()[0] for line in diagnostics.lines] == [0.75, 0.5, 0.625]
+    assert diagnostics.get_title() == "the teacher on the RoIs of 'CalKD'"
 
 
 def test_images_are_chosen_by_their_ids_alone() -> None:
