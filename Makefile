@@ -28,11 +28,12 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/oracles
 
-.PHONY: help demo study-smoke docs test test-gpu lint format env clean
+.PHONY: help demo study-smoke docs test test-quick test-gpu lint format env clean
 
 help:
 	@echo 'make demo   train a teacher and a student in four ways on the embedded data; report in work_dirs/demo'
 	@echo 'make test   lint and run every test; STACK=classic or onedl takes other versions'
+	@echo 'make test-quick  a third of the tests, in a minute or two'
 	@echo 'make test-gpu  run the tests that need a CUDA device; name its torch by TORCH=...'
 	@echo 'make study-smoke  a study of four cells in minutes; report in work_dirs/study-smoke'
 	@echo 'make docs   build the site, strictly, into site/'
@@ -53,6 +54,12 @@ docs: $(READY)
 test: lint $(if $(filter current,$(STACK)),$(ORACLES)/.ready)
 	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile
 	$(if $(filter current,$(STACK)),$(ORACLES)/bin/python -m pytest -m oracle)
+
+# Losses, teachers, evaluators, hooks and the order of imports: for the loop while developing.
+test-quick: $(READY)
+	$(VENV)/bin/python -m pytest -m 'not slow and not oracle' --numprocesses auto --dist loadfile \
+		tests/losses tests/teachers tests/evaluation tests/hooks tests/test_config.py \
+		tests/test_layers.py tests/test_safe_loading.py tests/test_stack.py
 
 test-gpu: $(READY)
 	$(VENV)/bin/python -m pytest -m gpu
