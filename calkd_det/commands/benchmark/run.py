@@ -98,9 +98,13 @@ def run_benchmark(
 
 
 def pair_name(stem: str) -> str:
-    """Return ``r101-r50`` for ``calkd_faster-rcnn_r101-r50_fpn_8xb1-ms-180k_coco``, else all."""
+    """Return a config's detector and pair, ``faster-rcnn r101-r50``, or its whole name.
+
+    Args:
+        stem: A name such as ``calkd_faster-rcnn_r101-r50_fpn_8xb1-ms-180k_coco``.
+    """
     parts = stem.split('_')
-    return parts[2] if len(parts) > 2 else stem
+    return ' '.join(parts[1:3]) if len(parts) > 2 else stem
 
 
 def _measure(subject: Subject, settings: Settings, title: str) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def test_peak_memory_of_a_process(make_subject: MakeSubject) -> None:
 
 
 def test_names_for_the_tables() -> None:
-    assert run.pair_name('calkd_faster-rcnn_r101-r50_fpn_8xb1') == 'r101-r50'
+    assert run.pair_name('calkd_faster-rcnn_r101-r50_fpn_8xb1') == 'faster-rcnn r101-r50'
     assert run.pair_name('mine') == 'mine'
 
 
