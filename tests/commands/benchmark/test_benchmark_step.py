@@ -244,7 +244,7 @@ def test_the_command_writes_the_table(
     assert main(['benchmark', FASTER_RCNN, *words]) == 0
     written = json.loads((tmp_path / 'page' / 'step.json').read_text('utf-8'))
     (result,) = written['results']
-    assert result['pair'] == 'r18-teacher-student'
+    assert result['pair'] == 'faster-rcnn r18-teacher-student'
     steps = [STUDENT, DEFAULT]
     assert list(result['peak_bytes']) == steps
     parts = [TEACHER, 'loss_kd_cls', 'loss_kd_feat', CALIBRATION]
@@ -257,7 +257,7 @@ def test_the_command_writes_the_table(
     captured = capsys.readouterr()
     assert table in captured.out
     assert '2 images of 64 × 64' in captured.out
-    assert 'r18-teacher-student [1/1]: 100%' in captured.err
+    assert 'faster-rcnn r18-teacher-student [1/1]: 100%' in captured.err
 
 
 def test_what_was_measured_before_an_interruption_is_written(
@@ -274,7 +274,7 @@ def test_what_was_measured_before_an_interruption_is_written(
     monkeypatch.setattr(run, '_measure', measure)
     argv = ['benchmark', FASTER_RCNN, RETINANET, '--threads', '1', '--out', str(tmp_path)]
     assert main(argv) != 0
-    assert titles == [f'r18-teacher-student [{number}/2]' for number in (1, 2)]
+    assert titles == [f'faster-rcnn r18-teacher-student [{number}/2]' for number in (1, 2)]
     written = json.loads((tmp_path / 'step.json').read_text('utf-8'))
     assert [result['seconds'] for result in written['results']] == [measured()['seconds']]
 
