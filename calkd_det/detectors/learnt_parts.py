@@ -8,11 +8,10 @@ from itertools import chain
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from calkd_det.detectors.runner_data import calling_runner
+from calkd_det.detectors.runner_data import calling_runner, unwrapped_model
 from calkd_det.errors import ConfigError
 
 ATTRIBUTE = 'learnt_parts'  # of the detector
@@ -154,5 +153,5 @@ def register_learnt_parts_hook() -> None:
 
 
 def _parts_of(runner: Runner) -> LearntParts | None:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped_model(runner)
     return getattr(model, ATTRIBUTE, None)

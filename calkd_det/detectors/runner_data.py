@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
+from torch import nn
 
 
 def calling_runner() -> Runner | FlexibleRunner | None:
@@ -22,6 +24,11 @@ def calling_runner() -> Runner | FlexibleRunner | None:
             return runner
         frame = frame.f_back
     return None
+
+
+def unwrapped_model(runner: Runner) -> nn.Module:
+    """Return the model of a Runner without the wrapper of distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def training_loader() -> Any:

@@ -11,9 +11,9 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from calkd_det.detectors.runner_data import unwrapped_model
 from calkd_det.teachers.sharing import tensor_bytes
 
 FINGERPRINT_FILE = 'fingerprint.json'
@@ -31,7 +31,7 @@ class RunFingerprintHook(Hook):
     priority = 'VERY_LOW'
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         self._weights = hash_weights(model.state_dict())
         self._order = hashlib.sha256()
         self._start = runner.iter

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from calkd_det.detectors import DistillationMixin
+from calkd_det.detectors.runner_data import unwrapped_model
 from calkd_det.errors import ConfigError
+from calkd_det.hooks.distilled_model import distilled_model
 
 
 @HOOKS.register_module()
@@ -37,12 +37,7 @@ class StopDistillationHook(Hook):
         self.stop_epoch = stop_epoch
 
     def before_train(self, runner: Runner) -> None:
-        model = _model(runner)
-        if not isinstance(model, DistillationMixin):
-            raise ConfigError(
-                'custom_hooks: StopDistillationHook needs a distilled detector, but model.type is '
-                f'{type(model).__name__}: remove the hook, or use a CalKD detector'
-            )
+        distilled_model(runner, self)
         if self.stop_epoch >= runner.max_epochs:
             raise ConfigError(
                 f'custom_hooks: StopDistillationHook.stop_epoch is {self.stop_epoch}, but the '
@@ -52,14 +47,10 @@ class StopDistillationHook(Hook):
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
-        model = _model(runner)
+        model = unwrapped_model(runner)
         stopped = runner.epoch >= self.stop_epoch
         if stopped and model.distilling:
             runner.logger.info(
                 f'Distillation stops: epoch {runner.epoch + 1} trains the student alone.'
             )
         model.stopped = stopped
-
-
-def _model(runner: Runner) -> object:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -10,15 +10,14 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from calkd_det.calibration.reliability import Reliability, ReliabilityAccumulator
-from calkd_det.detectors import DistillationMixin
 from calkd_det.detectors.diagnosis import predict
 from calkd_det.errors import ConfigError
+from calkd_det.hooks.distilled_model import distilled_model
 from calkd_det.knowledge import HeadSamples, Knowledge
 from calkd_det.taps import DENOISING
 
@@ -74,12 +73,7 @@ class TeacherCalibrationHook(Hook):
         self._handle: RemovableHandle | None = None
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not isinstance(model, DistillationMixin):
-            raise ConfigError(
-                'custom_hooks: TeacherCalibrationHook needs a distilled detector, but model.type '
-                f'is {type(model).__name__}: remove the hook, or use a CalKD detector'
-            )
+        model = distilled_model(runner, self)
         if model.teacher is not None and model.teacher.network is not None:
             self._handle = model.teacher.network.register_forward_hook(self._record_samples)
 
