@@ -10,7 +10,7 @@ import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
-from calkd_det.errors import CalKDError, ConfigError
+from calkd_det.errors import ConfigError
 from calkd_det.measurement.analysis import (
     DISTILLATION,
     METRICS,
@@ -26,14 +26,18 @@ from calkd_det.measurement.held_out import (
     HeldOutData,
     overlap_warnings,
     read_held_out,
-    sha256_of,
     test_classes,
 )
-from calkd_det.measurement.measured_detector import MeasuredDetector, build_measured_detector
+from calkd_det.measurement.measured_detector import (
+    MeasuredDetector,
+    build_measured_detector,
+    describe_source,
+    errors_name_arguments,
+)
 from calkd_det.stack import installed_versions
 from calkd_det.taps import find_tap
 from calkd_det.teachers.class_map import ClassMap
-from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY
+from calkd_det.teachers.source import CONFIG_KEY
 
 
 def calibrate(
@@ -73,7 +77,7 @@ def calibrate(
         TeacherError: The weights do not fit, or no T can be fitted.
     """
     register_all_modules(init_default_scope=True)
-    try:
+    with errors_name_arguments():
         measured = build_measured_detector(cfg, checkpoint, device)
         data, class_map = _open(cfg, measured, ann_file, images, max_images)
         own = None
@@ -100,10 +104,6 @@ def calibrate(
             )
         about = _describe(config, checkpoint, measured, data, seed)
         return analyse(stores, about, overlap_warnings(cfg, data), seed=seed)
-    except CalKDError as error:
-        # Errors of a teacher name the keys of a student's config; here those are arguments.
-        text = str(error).replace(CHECKPOINT_KEY, 'CHECKPOINT').replace(CONFIG_KEY, 'CONFIG')
-        raise type(error)(text) from error
 
 
 def summary(report: CalibrationResult, out: Path) -> str:
@@ -157,21 +157,15 @@ def _open(
 def _describe(
     config: str, checkpoint: str, measured: MeasuredDetector, data: HeldOutData, seed: int
 ) -> dict[str, Any]:
-    path = Path(checkpoint)
     classes = list(data.dataset.metainfo['classes'])
     return {
         'teacher': {
-            'config': config,
-            'checkpoint': checkpoint,
-            'checkpoint_sha256': sha256_of(path) if path.is_file() else None,
+            **describe_source(config, checkpoint),
             'detector': type(measured.detector).__name__,
             'classes': list(measured.classes or classes),
         },
         'data': {
-            'annotation_file': str(data.ann_file),
-            'annotation_file_sha256': data.sha256,
-            'images': str(data.images),
-            'num_images': len(data.dataset),
+            **data.describe(),
             'num_images_in_file': data.num_listed,
             'classes': classes,
         },

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from calkd_det.errors import CalKDError, ConfigError
+from calkd_det.errors import ConfigError
 from calkd_det.evaluation.box_calibration import (
     IOU_THRESHOLDS,
     BoxCalibration,
@@ -34,15 +34,17 @@ from calkd_det.evaluation.matching import ImageDetections, count_objects, match_
 from calkd_det.evaluation.settings import resolve_settings
 from calkd_det.measurement.held_out import (
     HeldOutData,
+    find_overlaps,
     leaf_datasets,
-    overlap_warnings,
     read_held_out,
-    sha256_of,
 )
 from calkd_det.measurement.json_file import write_json
-from calkd_det.measurement.measured_detector import build_measured_detector
+from calkd_det.measurement.measured_detector import (
+    build_measured_detector,
+    describe_source,
+    errors_name_arguments,
+)
 from calkd_det.stack import installed_versions
-from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY
 
 NUM_FOLDS = 5
 FILE_NAME = 'boxes.json'
@@ -118,7 +120,7 @@ def calibrate_boxes(
         TeacherError: The weights do not fit.
     """
     register_all_modules(init_default_scope=True)
-    try:
+    with errors_name_arguments():
         measured = build_measured_detector(cfg, checkpoint, device)
         data = read_held_out(
             _with_empty_images(cfg),
@@ -129,36 +131,18 @@ def calibrate_boxes(
             max_images=max_images,
         )
         found = list(_detections(measured.detector, data, batch_size, num_workers))
-    except CalKDError as error:
-        # Errors of a teacher name the keys of a student's config; here those are arguments.
-        text = str(error).replace(CHECKPOINT_KEY, 'CHECKPOINT').replace(CONFIG_KEY, 'CONFIG')
-        raise type(error)(text) from error
     classes = data.dataset.metainfo['classes']
     with redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print()
         coco = COCO(str(ann_file))
     arguments = coco, found, data.dataset.cat_ids, classes
     before, after = cross_fitted(*arguments, method=method, fit_to=fit_to, seed=seed)
-    path = Path(checkpoint)
     about = {
-        'detector': {
-            'config': config,
-            'checkpoint': checkpoint,
-            'checkpoint_sha256': sha256_of(path) if path.is_file() else None,
-        },
-        'data': {
-            'annotation_file': str(data.ann_file),
-            'annotation_file_sha256': data.sha256,
-            'images': str(data.images),
-            'num_images': len(found),
-        },
+        'detector': describe_source(config, checkpoint),
+        'data': data.describe(),
         'seed': seed,
         'versions': installed_versions(),
     }
-    warnings = [
-        # The sentences on T end with what that means for a teacher.
-        sentence.split(' A teacher is')[0].split(' Images that judge')[0]
-        for sentence in overlap_warnings(cfg, data)
-    ]
+    warnings = [text for _, text in find_overlaps(cfg, data)]
     return BoxCalibrationResult(_fit(*arguments, method, fit_to), before, after, about, warnings)
 
 

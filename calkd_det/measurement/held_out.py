@@ -43,6 +43,15 @@ class HeldOutData:
     sha256: str
     num_listed: int
 
+    def describe(self) -> dict[str, Any]:
+        """Return plain data on the images, for a report."""
+        return {
+            'annotation_file': str(self.ann_file),
+            'annotation_file_sha256': self.sha256,
+            'images': str(self.images),
+            'num_images': len(self.dataset),
+        }
+
 
 def read_held_out(
     cfg: Config,
@@ -195,7 +204,28 @@ def train_subset(cfg: Config) -> int | None:
 
 
 def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
-    """Return warnings of held-out images on which a config trains, validates or tests.
+    """Return warnings of held-out images that should not calibrate a teacher.
+
+    Args:
+        cfg: The detector's config.
+        data: The held-out data.
+
+    Returns:
+        A sentence of :func:`find_overlaps` for each, and one that says what it means.
+    """
+    judging = 'Images that judge a detector should not tune its teacher.'
+    consequences = {
+        'train_dataloader': (
+            'A teacher is more often right on images it was trained on, so T comes out too small.'
+        ),
+        'val_dataloader': judging,
+        'test_dataloader': judging,
+    }
+    return [f'{text} {consequences[loader]}' for loader, text in find_overlaps(cfg, data)]
+
+
+def find_overlaps(cfg: Config, data: HeldOutData) -> list[tuple[str, str]]:
+    """Find held-out images on which a config trains, validates or tests.
 
     Annotation files are compared by path and content, images by their path. Equal file names, and
     equal ids and sizes of all images, are reported as possibly the same images, because many
@@ -207,19 +237,13 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
         data: The held-out data.
 
     Returns:
-        A warning for each annotation file of the config with such images.
+        The name of the data loader and a sentence, for each annotation file of the config with
+        such images.
     """
     own = read_coco(data.ann_file)
-    warnings = []
+    found = []
     compared_paths: set[Path] = set()
-    for loader, consequence in (
-        (
-            'train_dataloader',
-            'A teacher is more often right on images it was trained on, so T comes out too small',
-        ),
-        ('val_dataloader', 'Images that judge a detector should not tune its teacher'),
-        ('test_dataloader', 'Images that judge a detector should not tune its teacher'),
-    ):
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for leaf in leaf_datasets(_loader_dataset(cfg, loader)):
             path = _annotation_path(leaf)
             if not path.is_file() or path.resolve() in compared_paths:
@@ -227,8 +251,8 @@ def overlap_warnings(cfg: Config, data: HeldOutData) -> list[str]:
             compared_paths.add(path.resolve())
             overlap = _describe_overlap(own, data, path, leaf)
             if overlap:
-                warnings.append(f"{overlap} '{path}', which is in {loader}. {consequence}.")
-    return warnings
+                found.append((loader, f"{overlap} '{path}', which is in {loader}."))
+    return found
 
 
 def sha256_of(path: Path) -> str:

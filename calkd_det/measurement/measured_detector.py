@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import nn
 
-from calkd_det.errors import ConfigError
+from calkd_det.errors import CalKDError, ConfigError
+from calkd_det.measurement.held_out import sha256_of
 from calkd_det.taps import find_tap
-from calkd_det.teachers.source import CONFIG_KEY, TeacherSource
+from calkd_det.teachers.source import CHECKPOINT_KEY, CONFIG_KEY, TeacherSource
 from calkd_det.teachers.whole_teacher import build_from_source
 
 
@@ -53,3 +58,28 @@ def build_measured_detector(
     whole = build_from_source(TeacherSource(model, checkpoint, classes=None))
     num_classes = find_tap(whole.detector, CONFIG_KEY).num_classes(whole.detector)
     return MeasuredDetector(whole.detector.to(device), num_classes, whole.classes)
+
+
+@contextmanager
+def errors_name_arguments() -> Iterator[None]:
+    """Let errors of a teacher name a command's arguments, not the keys of a student's config."""
+    try:
+        yield
+    except CalKDError as error:
+        text = str(error).replace(CHECKPOINT_KEY, 'CHECKPOINT').replace(CONFIG_KEY, 'CONFIG')
+        raise type(error)(text) from error
+
+
+def describe_source(config: str, checkpoint: str) -> dict[str, Any]:
+    """Return plain data on where a detector is from, for a report.
+
+    Args:
+        config: What the user named its config by.
+        checkpoint: Path or URL of its weights.
+    """
+    path = Path(checkpoint)
+    return {
+        'config': config,
+        'checkpoint': checkpoint,
+        'checkpoint_sha256': sha256_of(path) if path.is_file() else None,
+    }
