@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from calkd_cli.options import (
     UsageError,
@@ -110,24 +111,10 @@ def run(args: Namespace) -> int:
     from calkd_det.commands.calibrate import calibrate, summary
     from calkd_det.measurement.calibration_report import to_json, write_report
 
-    out = args.out or Path('calibration', Path(args.config).stem)
-    cfg = read_config(args)
-    device = find_device(args)
+    out = _out(args)
+    options = _common_options(args)
     with keep_stdout_for_json(args):
-        report = calibrate(
-            cfg,
-            args.config,
-            args.checkpoint,
-            ann_file=args.ann,
-            images=args.images,
-            own_training=own_training,
-            out=out,
-            device=device,
-            batch_size=args.batch_size,
-            num_workers=args.workers,
-            max_images=args.max_images,
-            seed=args.seed,
-        )
+        report = calibrate(**options, own_training=own_training, out=out)
         files = write_report(report, out)
     if args.json:
         print(json.dumps(to_json(report), indent=2))
@@ -139,27 +126,34 @@ def run(args: Namespace) -> int:
 def _run_boxes(args: Namespace) -> int:
     from calkd_det.commands.calibrate_boxes import calibrate_boxes, summary, write_result
 
-    out = args.out or Path('calibration', Path(args.config).stem)
-    cfg = read_config(args)
-    device = find_device(args)
+    options = _common_options(args)
     with keep_stdout_for_json(args):
         result = calibrate_boxes(
-            cfg,
-            args.config,
-            args.checkpoint,
-            ann_file=args.ann,
-            images=args.images,
-            method=args.method or 'platt',
-            fit_to=args.fit_to or 'iou',
-            device=device,
-            batch_size=args.batch_size,
-            num_workers=args.workers,
-            max_images=args.max_images,
-            seed=args.seed,
+            **options, method=args.method or 'platt', fit_to=args.fit_to or 'iou'
         )
-        path = write_result(result, out)
+        path = write_result(result, _out(args))
     if args.json:
         print(json.dumps(result.to_plain(), indent=2))
     else:
         print(f'\n{summary(result, path)}')
     return 0
+
+
+def _out(args: Namespace) -> Path:
+    return args.out or Path('calibration', Path(args.config).stem)
+
+
+def _common_options(args: Namespace) -> dict[str, Any]:
+    """Return what the calibrations of samples and of boxes are both given."""
+    return dict(
+        cfg=read_config(args),
+        config=args.config,
+        checkpoint=args.checkpoint,
+        ann_file=args.ann,
+        images=args.images,
+        device=find_device(args),
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        max_images=args.max_images,
+        seed=args.seed,
+    )

@@ -18,6 +18,7 @@ from scipy.special import expit, logit
 
 from calkd_det.calibration.newton import minimise_convex
 from calkd_det.errors import ConfigError
+from calkd_det.evaluation.box_measurement import plain_number
 from calkd_det.evaluation.lrp import above_thresholds, optimal_lrp
 from calkd_det.evaluation.matching import DetectionMatches
 
@@ -193,14 +194,15 @@ def to_plain(calibration: BoxCalibration) -> dict[str, Any]:
     ):
         values = {key: _listed(value) for key, value in vars(calibrator).items()}
         classes.append(
-            {'class': name, 'num_boxes': count, 'raw_score_threshold': _or_none(threshold)} | values
+            {'class': name, 'num_boxes': count, 'raw_score_threshold': plain_number(threshold)}
+            | values
         )
     return {
         'method': calibration.method,
         'fit_to': calibration.fit_to,
         'lrp_iou_thr': IOU_THRESHOLDS[calibration.fit_to],
         'score_thresholds': dict(
-            zip(calibration.class_names, map(_or_none, calibration.thresholds.tolist()))
+            zip(calibration.class_names, map(plain_number, calibration.thresholds.tolist()))
         ),
         'classes': classes,
     }
@@ -312,10 +314,6 @@ def _fit_isotonic(
 
 def _listed(value: float | tuple[float, ...]) -> float | list[float]:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _or_nan(value: float | None) -> float:

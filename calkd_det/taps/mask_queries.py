@@ -20,7 +20,7 @@ from calkd_det.taps.base import BEFORE_HEADS, CLASS, Tap, keep_children
 from calkd_det.taps.geometry import MASK_QUERIES, Geometry
 from calkd_det.taps.queries import LAST_LAYER, QueryTap
 from calkd_det.taps.query_matching import MaskQueries
-from calkd_det.taps.query_samples import QueryAnswer, QueryLocations, QuerySamples
+from calkd_det.taps.query_samples import QueryAnswer, QueryLocations, QuerySamples, by_object
 
 _LOSSES = ('loss_cls', 'loss_mask', 'loss_dice')
 
@@ -172,12 +172,7 @@ class MaskQueryTap(Tap):
             locations=torch.ones_like(logits[..., 0]).nonzero(),
             activation='softmax',
         )
-        matched = labels < head.num_classes
-        return {
-            'distillation': samples,
-            'matched': samples.select(matched),
-            'rest': samples.select(~matched),
-        }
+        return by_object(samples)
 
 
 def _input_channels(pixel_decoder: nn.Module) -> list[int]:

@@ -33,6 +33,7 @@ from calkd_det.taps.query_samples import (
     QueryLocations,
     QuerySamples,
     box_predictions,
+    by_object,
 )
 from calkd_det.taps.random_features import random_features
 
@@ -243,12 +244,7 @@ class QueryTap(Tap):
             activation=self.activation(detector),
             qualities=qualities,
         )
-        matched = samples.labels < head.num_classes
-        return {
-            'distillation': samples,
-            'matched': samples.select(matched),
-            'rest': samples.select(~matched),
-        }
+        return by_object(samples)
 
 
 def predict_queries(

@@ -82,6 +82,16 @@ class QueryAnswer:
         return box_predictions(normalised, rows, self.data_samples, self.queries.boxes.shape[1])
 
 
+def by_object(samples: HeadSamples) -> dict[str, HeadSamples]:
+    """Return all queries, those that are assigned to an object, and the others."""
+    matched = samples.labels < samples.num_classes
+    return {
+        'distillation': samples,
+        'matched': samples.select(matched),
+        'rest': samples.select(~matched),
+    }
+
+
 def box_predictions(
     normalised: Tensor, rows: Tensor, data_samples: SampleList, num_queries: int
 ) -> BoxPredictions:
