@@ -470,6 +470,19 @@ def test_a_teacher_whose_weights_are_gone_is_trained_anew_for_its_students(study
     assert {state for _, state in look(runs)} == {'done'}
 
 
+def test_one_run_is_a_teacher_that_students_still_need(study: Study) -> None:
+    """Its row is there, but not its weights, or not its fitted calibrators."""
+    teacher, *others = expand([study])
+    run([teacher])
+    (teacher.folder / 'epoch_2.pth').unlink()
+    run_all([teacher, *others], MACHINE, only=teacher)
+    assert attempts() == [teacher.id] * 2
+    teacher, *others = expand([study, fitted_study(study, 'PlattScaling')])
+    run_all([teacher, *others], MACHINE, only=teacher)
+    assert Path('fits.txt').read_text() == 'x'
+    assert attempts() == [teacher.id] * 2
+
+
 def test_a_teacher_that_comes_out_otherwise_is_refused(study: Study, capsys: Any) -> None:
     runs = expand([study])
     run(runs[:1])
