@@ -10,9 +10,11 @@ from typing import Any
 import helpers
 import pytest
 import torch
+from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
 from calkd_det.taps import find_taps
 
@@ -138,3 +140,42 @@ def test_memory_is_that_of_student_teacher_and_what_the_losses_keep(
     plain = peak(helpers.detector_config())
     distilled = peak(helpers.distilled_config(teacher_config, teacher[1]))
     assert distilled < 1.25 * plain
+
+
+def train_rank(rank: int, backend: str, cfg: ConfigDict, folder: Path) -> None:
+    register_all_modules(init_default_scope=True)
+    torch.cuda.set_device(0)
+    distributed.init_process_group(
+        backend, init_method=f'file://{folder}/meeting', rank=rank, world_size=2
+    )
+    detector = helpers.build(cfg, seed=rank)
+    detector.init_weights()
+    detector.cuda().train()
+    model = MMDistributedDataParallel(detector, device_ids=[0], broadcast_buffers=False)
+    wrapper = build_optim_wrapper(detector, dict(optimizer=dict(type='SGD', lr=1e-3)))
+    for step in range(2):
+        model.train_step(helpers.batch(seed=2 * step + rank), wrapper)
+    # The parts that losses learn are parameters, but in no state dict.
+    torch.save(
+        {name: p.detach().cpu() for name, p in detector.named_parameters()}, folder / f'{rank}'
+    )
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('backend', ['nccl', 'gloo'])
+def test_two_ranks_on_one_device(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path, backend: str
+) -> None:
+    cfg = helpers.distilled_config(teacher_config, teacher[1])
+    cfg.distillation = LOSSES
+    try:
+        multiprocessing.spawn(train_rank, (backend, cfg, tmp_path), nprocs=2)
+    except multiprocessing.ProcessRaisedException as error:
+        if backend == 'nccl' and 'Duplicate GPU' in str(error):
+            pytest.skip('this NCCL takes one rank a device')
+        raise
+    first, second = (torch.load(tmp_path / f'{rank}', weights_only=True) for rank in range(2))
+    assert any('learnt_parts' in name for name in first)
+    assert all(value.isfinite().all() for value in first.values())
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
