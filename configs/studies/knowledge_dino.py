@@ -15,6 +15,7 @@ parts = dict(
     feat=dict(type='PKDLoss', loss_weight=6.0),
 )
 denoising = dict(denoising=True)
+epochs = 12
 # Of each cell the losses and the options of the teacher.
 cells = {
     'classes': (['cls'], {}),
@@ -55,7 +56,18 @@ study = dict(
     # On GPUs a transformer of mmdet has operations that torch refuses to make deterministic.
     deterministic=False,
     student=dict(name='DINO r18-8', config=config_path('studies/detectors/dino_student.py')),
-    teachers=[dict(name=teacher, config=config_path('studies/detectors/dino_teacher.py'))],
+    teachers=[
+        dict(
+            name=teacher,
+            config=config_path('studies/detectors/dino_teacher.py'),
+            cfg_options={
+                'train_cfg.max_epochs': epochs,
+                'train_cfg.val_interval': epochs,
+                'param_scheduler.1.end': epochs,
+                'param_scheduler.1.milestones': [8, 11],
+            },
+        )
+    ],
     cells=[
         dict(name='alone'),
         *(
