@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
@@ -86,6 +86,7 @@ class Cell:
         seeds: of its runs.
         calibrator: config of the teacher's calibrator in place of a T. ``'fitted'`` stands for the
             calibration file of the teacher.
+        teacher_options: further keys of ``model.teacher``, such as ``denoising``.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Cell:
     loss: dict[str, Any] | None
     seeds: tuple[int, ...]
     calibrator: dict[str, Any] | None = None
+    teacher_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reads_calibration(self) -> bool:
@@ -190,5 +192,9 @@ class Study:
             'temperature': cell.temperature,
             'loss': cell.loss,
         }
-        # Rows were written before there was any calibrator but a T.
-        return settings if cell.calibrator is None else {**settings, 'calibrator': cell.calibrator}
+        # Rows were written before cells had these keys.
+        if cell.calibrator is not None:
+            settings['calibrator'] = cell.calibrator
+        if cell.teacher_options:
+            settings['teacher_options'] = cell.teacher_options
+        return settings

@@ -161,8 +161,12 @@ def student_config(
         elif calibration is not None:
             calibrator = {k: calibration if v == FITTED else v for k, v in calibrator.items()}
         cfg.model.teacher = {
-            **kept, 'config': teacher, 'checkpoint': checkpoint, 'calibrator': calibrator
-        }  # fmt: skip
+            **kept,
+            **copy.deepcopy(cell.teacher_options),
+            'config': teacher,
+            'checkpoint': checkpoint,
+            'calibrator': calibrator,
+        }
         cfg.model.distillation = copy.deepcopy(cell.loss)
     return cfg
 

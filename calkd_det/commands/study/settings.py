@@ -168,14 +168,14 @@ def _detector(value: Any, key: str, *, trained: bool = True) -> Detector:
 
 
 def _cell(value: Any, key: str, teachers: Mapping[str, Detector], seeds: tuple[int, ...]) -> Cell:
-    known = {'name', 'teacher', 'temperature', 'calibrator', 'loss', 'seeds'}
+    known = {'name', 'teacher', 'teacher_options', 'temperature', 'calibrator', 'loss', 'seeds'}
     check_keys(value, key, known=known, required={'name'})
     name = _word(value['name'], f'{key}.name')
     own = value.get('seeds')
     seeds = seeds if own is None else _seeds(own, f'{key}.seeds')
     teacher = value.get('teacher')
     if teacher is None:
-        for other in ('temperature', 'calibrator', 'loss'):
+        for other in ('temperature', 'calibrator', 'loss', 'teacher_options'):
             if value.get(other) is not None:
                 raise ConfigError(f'{key}.{other} is set, but {key}.teacher is not: name a teacher')
         return Cell(name, None, None, None, seeds)
@@ -203,7 +203,23 @@ def _cell(value: Any, key: str, teachers: Mapping[str, Detector], seeds: tuple[i
             f"{key}.loss must be the config of a loss such as dict(type='KDLoss'), or a dict of "
             f'several by name as in model.distillation, not {loss!r}'
         )
-    return Cell(name, teacher, temperature, dict(loss), seeds, calibrator)
+    options = _teacher_options(value.get('teacher_options', {}), f'{key}.teacher_options')
+    return Cell(name, teacher, temperature, dict(loss), seeds, calibrator, options)
+
+
+def _teacher_options(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f'{key} must be a dict of further keys of model.teacher, such as dict(denoising=True), '
+            f'but is {value!r}'
+        )
+    for name in ('config', 'checkpoint', 'calibrator'):
+        if name in value:
+            raise ConfigError(
+                f"{key} has '{name}', which the study sets from study.teachers and from the cell's "
+                'temperature or calibrator: remove it'
+            )
+    return dict(value)
 
 
 def _metrics(value: Any) -> dict[str, str]:

@@ -11,7 +11,7 @@ import helpers
 import pytest
 import torch
 from mmdet.registry import METRICS, MODELS
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 
 from calkd_det.commands.study.design import CLASSIFIER, Study
 from calkd_det.commands.study.runs import Run, expand, student_config, teacher_config
@@ -61,7 +61,7 @@ def test_its_students_are_evaluated_by_what_its_metrics_name(name: str) -> None:
     assert {key.split('/')[0] for key in found.metrics.values()} == prefixes
 
 
-@pytest.mark.parametrize('name', [*NAMES, *KNOWLEDGE])
+@pytest.mark.parametrize('name', [*NAMES, *KNOWLEDGE, 'knowledge_dino'])
 def test_primary_comparisons_come_first(name: str) -> None:
     found = study(name)
     assert found.comparisons[0] is found.primary.comparison
@@ -153,6 +153,70 @@ def test_no_two_students_share_a_name_but_for_the_same_config() -> None:
                 key = (str(run.study.results), run.study.student.name)
                 bases.setdefault(key, set()).add(run.base_hash)
     assert {key: len(found) for key, found in bases.items() if len(found) > 1} == {}
+
+
+def test_the_cells_of_dino_have_the_knowledge_of_their_names() -> None:
+    found = study('knowledge_dino')
+    kinds = {'classes': 'cls', 'boxes': 'bbox', 'features': 'feat'}
+    for name, cell in found.cells.items():
+        if cell.teacher is None:
+            assert name == 'alone'
+            continue
+        keys = {key for word, key in kinds.items() if word in name or name == 'all'}
+        assert set(cell.loss) == keys, name
+        assert cell.teacher_options.get('denoising', False) == (
+            'denoising' in name or name == 'all'
+        )
+        assert cell.temperature == 'fitted'
+        assert cell.seeds == (0, 1, 2)
+    assert len(found.cells) == 6
+
+
+def test_dino_starts_from_a_whole_dino_of_its_size() -> None:
+    found = study('knowledge_dino')
+    student = student_config(found, found.cells['alone'], 0)
+    (step,) = found.prepare[1:]
+    assert str(step.creates) == student.load_from
+    (config,) = (word for word in step.command if 'detectors/' in word)
+    start = Config.fromfile(STUDIES / 'detectors' / Path(config).name)
+    assert step.creates.name == f'epoch_{start.train_cfg.max_epochs}.pth'
+    assert start.model.type == 'DINO'
+    plain = {**start.model.to_dict(), 'type': 'CalKDDINO', 'teacher': None, 'distillation': None}
+    assert student.model.to_dict() == plain
+
+
+@pytest.fixture(scope='module')
+def dino_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of an untrained teacher of that study."""
+    path = tmp_path_factory.mktemp('dino') / 'teacher.pth'
+    found = study('knowledge_dino')
+    (teacher,) = found.teachers.values()
+    cfg = teacher_config(found, teacher)
+    meta = dict(dataset_meta=dict(classes=cfg.classes))
+    torch.save(dict(meta=meta, state_dict=helpers.build(cfg.model).state_dict()), path)
+    return path
+
+
+@pytest.mark.parametrize('name', ['alone', 'all'])
+def test_dino_students_and_teachers_train(name: str, dino_teacher: Path) -> None:
+    found = study('knowledge_dino')
+    teacher_cfg = teacher_config(found, *found.teachers.values())
+    cell = found.cells[name]
+    cfg = student_config(
+        found, cell, 0, teacher='teacher.py', checkpoint=str(dino_teacher), temperature=0.5
+    )
+    if cell.teacher:
+        cfg.model.teacher.config = dict(model=teacher_cfg.model.to_dict())
+    student = helpers.build(cfg.model)
+    student.dataset_meta = dict(classes=cfg.classes)
+    student.init_weights()
+    losses = helpers.loss(student, helpers.batch(num_classes=10))
+    wanted = {f'loss_kd_{key}' for key in cell.loss or ()}
+    wanted |= {'dn.loss_kd_cls', 'dn.loss_kd_bbox'} if cell.teacher_options else set()
+    assert {key for key in losses if 'loss_kd' in key} == wanted
+    assert all(torch.as_tensor(loss).isfinite().all() for loss in losses.values())
+    assert cfg.model.neck.out_channels == teacher_cfg.model.neck.out_channels
+    assert 2 * cfg.model.backbone.base_channels == teacher_cfg.model.backbone.base_channels
 
 
 def test_the_study_on_coco_has_the_cells_of_knowledge() -> None:

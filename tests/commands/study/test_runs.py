@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,9 @@ def test_a_hash_changes_with_what_decides_a_run_and_with_nothing_else(tmp_path: 
     assert changed(lambda c: c.update(measure_students=True)) == set()
     loss = dict(type='KDLoss', tau=2.0)
     assert changed(lambda c: c['cells'][2].update(loss=loss)) == {'calibrated, T = 1'}
+    options = dict(precision='bfloat16')
+    assert changed(lambda c: c['cells'][2].update(teacher_options=options)) == {'calibrated, T = 1'}
+    assert changed(lambda c: c['cells'][2].update(teacher_options={})) == set()
 
 
 def test_cells_share_all_but_teacher_and_loss(tmp_path: Path) -> None:
@@ -136,8 +140,13 @@ def test_options_of_the_configs_own_teacher_are_kept(tmp_path: Path) -> None:
             cfg_options={'model.teacher.precision': 'bfloat16'},
         ),
     )
-    cfg = student_config(study, study.cells['calibrated, T = 1'], 0, temperature=1.0)
+    cell = study.cells['calibrated, T = 1']
+    cfg = student_config(study, cell, 0, temperature=1.0)
     assert cfg.model.teacher.precision == 'bfloat16'
+    own = dataclasses.replace(cell, teacher_options=dict(precision='float16', denoising=True))
+    cfg = student_config(study, own, 0, temperature=1.0)
+    assert (cfg.model.teacher.precision, cfg.model.teacher.denoising) == ('float16', True)
+    assert student_config(study, study.cells['alone'], 0).model.teacher is None
 
 
 def test_wrong_detectors_are_named(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from calkd_det.errors import ConfigError
 STUDIES = Path(__file__).resolve().parents[3] / 'configs' / 'studies'
 KD = dict(type='KDLoss')
 BY_GROUP = dict(type='ForegroundBackgroundScaling')
+TAUGHT = dict(name='a', teacher='calibrated', temperature=1.0, loss=KD)
+DENOISING = dict(denoising=True)
 
 
 def test_a_study_is_read_as_it_is_written(tmp_path: Path) -> None:
@@ -61,6 +63,21 @@ def test_a_study_is_read_as_it_is_written(tmp_path: Path) -> None:
             'study.cells.0..calibrator must be the config of a calibrator',
         ),
         ({'cells': [dict(name='a', calibrator=BY_GROUP)]}, 'study.cells.0..calibrator is set, but'),
+        (
+            {'cells': [dict(name='a', teacher_options=DENOISING)]},
+            'study.cells.0..teacher_options is set, but',
+        ),
+        (
+            {'cells': [dict(TAUGHT, teacher_options=True)]},
+            'study.cells.0..teacher_options must be a dict of further keys of model.teacher',
+        ),
+        *(
+            (
+                {'cells': [dict(TAUGHT, teacher_options={name: 'x'})]},
+                f"study.cells.0..teacher_options has '{name}', which the study sets",
+            )
+            for name in ('config', 'checkpoint', 'calibrator')
+        ),
         ({'metrics': dict(AP50='coco/bbox_mAP_50')}, "study.metrics must be a dict with 'mAP'"),
         ({'metrics': dict(mAP=1)}, 'study.metrics.mAP must be a text'),
         ({'comparisons': [dict(of='alone')]}, 'study.comparisons.0..to is missing'),
@@ -89,6 +106,14 @@ def test_a_cell_takes_a_calibrator_and_several_losses(tmp_path: Path) -> None:
     cell = study.cells['a']
     assert (cell.temperature, cell.calibrator, cell.loss) == (None, BY_GROUP, losses)
     assert study.settings(cell)['calibrator'] == BY_GROUP
+
+
+def test_a_cell_takes_options_of_its_teacher(tmp_path: Path) -> None:
+    cells = [dict(TAUGHT, teacher_options=DENOISING), dict(TAUGHT, name='b', teacher_options={})]
+    study = made_up.study(tmp_path, cells=cells, comparisons=[])
+    assert study.cells['a'].teacher_options == DENOISING
+    assert study.settings(study.cells['a'])['teacher_options'] == DENOISING
+    assert 'teacher_options' not in study.settings(study.cells['b'])
 
 
 def test_rows_of_cells_with_a_temperature_are_found_as_before(tmp_path: Path) -> None:
