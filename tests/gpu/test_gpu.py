@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import distributed, multiprocessing, nn
 
+from calkd_det.calibration.reliability import ReliabilityAccumulator
 from calkd_det.taps import find_taps
+
+# torch's deterministic mode asks for it before the first use of cuBLAS.
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,7 +111,8 @@ def test_float16_with_a_gradient_scaler(detector: nn.Module) -> None:
     assert all(p.isfinite().all() for p in detector.parameters())
 
 
-def test_our_part_of_a_step_does_not_wait_for_the_device(detector: nn.Module) -> None:
+def our_part(detector: nn.Module) -> Callable[[], None]:
+    """Calibration, checks, losses and their backward pass, with all that they need at hand."""
     detector.cuda()
     helpers.loss(detector, helpers.batch())  # builds the teacher
     data = detector.data_preprocessor(helpers.batch(), True)
@@ -114,10 +120,31 @@ def test_our_part_of_a_step_does_not_wait_for_the_device(detector: nn.Module) ->
     knowledge = detector.teacher.taught(knowledge)
     answers = detector.teacher(feats, knowledge)  # mmdet's RoI extractor waits for the device
     detector.teacher = lambda feats, knowledge: answers
-    with sync_is_an_error():
+
+    def run() -> None:
         losses = detector.distillation_losses(feats, knowledge)
-        total = sum(value for name, value in losses.items() if 'loss' in name)
-        total.backward()
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+
+    return run
+
+
+def test_our_part_of_a_step_does_not_wait_for_the_device(detector: nn.Module) -> None:
+    run = our_part(detector)
+    with sync_is_an_error():
+        run()
+
+
+def test_our_part_of_a_step_runs_in_the_deterministic_mode(detector: nn.Module) -> None:
+    run = our_part(detector)
+    accumulator = ReliabilityAccumulator()
+    torch.use_deterministic_algorithms(True)
+    try:
+        run()
+        scores = torch.rand(100, device='cuda')
+        accumulator.update_confidences(scores, scores > 0.5)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert accumulator.compute().num_samples == 100
 
 
 def test_memory_is_that_of_student_teacher_and_what_the_losses_keep(
