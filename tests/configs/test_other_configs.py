@@ -10,11 +10,13 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.hub import get_config
 
 from calkd_det import config_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FILES = sorted([*CONFIGS.glob('mini/*.py'), *CONFIGS.glob('examples/*.py')])
+DISTILLED_FILES = [path for path in FILES if 'kd' in path.stem and path.parent.name == 'mini']
 STUDENT = 'mini/faster-rcnn_r18-student_fpn_12e_mini.py'
 DISTILLED = 'mini/{}_faster-rcnn_r18-teacher-student_fpn_12e_mini.py'
 COCO = 'faster_rcnn/calkd_faster-rcnn_r101-r18_fpn_8xb1-ms-180k_coco.py'
@@ -30,6 +32,41 @@ def test_every_config_builds(path: Path) -> None:
     model.backbone.init_cfg = None  # nothing is downloaded
     detector = MODELS.build(model)
     assert (getattr(detector, 'teacher', None) is not None) == ('teacher' in model)
+
+
+@pytest.mark.parametrize('path', DISTILLED_FILES, ids=lambda path: path.stem)
+def test_the_teacher_of_a_mini_student_is_what_its_training_writes(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    teacher = cfg.model.teacher
+    own = Path(teacher.config).resolve()
+    epochs = Config.fromfile(own).train_cfg.max_epochs
+    assert teacher.checkpoint == f'work_dirs/{own.stem}/epoch_{epochs}.pth'
+    for name, each in ((own.stem, epochs), (path.stem, cfg.train_cfg.max_epochs)):
+        assert name.endswith(f'_{each}e_mini')
+
+
+def test_the_distilled_dino_is_the_plain_one_with_a_teacher() -> None:
+    plain = read('mini/dino_r18-student_24e_mini.py')
+    cfg = read('mini/calkd_dino_r18-teacher-student_24e_mini.py')
+    teacher, distillation = cfg.model.pop('teacher'), cfg.model.pop('distillation')
+    assert teacher.denoising
+    assert teacher.calibrator == dict(type='TemperatureScaling', temperature=1.0)
+    assert {name: loss.type for name, loss in distillation.items()} == {
+        'cls': 'BinaryKDLoss', 'bbox': 'BoxKDLoss'
+    }  # fmt: skip
+    assert (plain.model.pop('type'), cfg.model.pop('type')) == ('DINO', 'CalKDDINO')
+    assert cfg.to_dict() == plain.to_dict()
+
+
+def test_the_small_dino_has_the_parts_of_mmdets() -> None:
+    small = read('mini/dino_r18-teacher_24e_mini.py').model
+    zoo = get_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py').model
+    del zoo.backbone['init_cfg'], zoo.backbone['num_stages'], zoo.backbone['frozen_stages']
+    added = {'.backbone.base_channels', '.num_feature_levels'}
+    for part in ('encoder', 'decoder'):
+        for attention in ('self_attn_cfg', 'cross_attn_cfg'):
+            added |= {f'.{part}.layer_cfg.{attention}.{key}' for key in ('num_heads', 'num_points')}
+    assert parts(small.to_dict()) ^ parts(zoo.to_dict()) <= added
 
 
 def test_the_distilled_students_are_the_plain_one_with_a_teacher() -> None:

@@ -21,7 +21,8 @@ NAMES = {
     'which-knowledge': ('knowledge_faster', 'knowledge_retina'),
 }
 PLANNED = (
-    'dense_retina', 'dense_gfl', 'unseen_images', 'weight_and_temperature', 'student_calibration'
+    'dense_retina', 'dense_gfl', 'unseen_images', 'weight_and_temperature', 'student_calibration',
+    'knowledge_dino',
 )  # fmt: skip
 STUDIES = {
     page: [read_study(ROOT / 'configs' / 'studies' / f'{name}.py') for name in names]
