@@ -25,7 +25,7 @@ CONFIGS = (
     'calkd_gfl_r18-teacher-student_fpn_12e_mini',
     'calkd_rtmdet_tiny-teacher-student_12e_mini',
     'calkd_yolox_tiny-teacher-student_12e_mini',
-    'calkd_dino_r18-teacher-student_24e_mini',
+    'calkd_dino_r18-teacher-student_12e_mini',
 )
 
 pytestmark = pytest.mark.slow

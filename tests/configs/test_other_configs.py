@@ -46,8 +46,8 @@ def test_the_teacher_of_a_mini_student_is_what_its_training_writes(path: Path) -
 
 
 def test_the_distilled_dino_is_the_plain_one_with_a_teacher() -> None:
-    plain = read('mini/dino_r18-student_24e_mini.py')
-    cfg = read('mini/calkd_dino_r18-teacher-student_24e_mini.py')
+    plain = read('mini/dino_r18-student_12e_mini.py')
+    cfg = read('mini/calkd_dino_r18-teacher-student_12e_mini.py')
     teacher, distillation = cfg.model.pop('teacher'), cfg.model.pop('distillation')
     assert teacher.denoising
     assert teacher.calibrator == dict(type='TemperatureScaling', temperature=1.0)
@@ -59,7 +59,7 @@ def test_the_distilled_dino_is_the_plain_one_with_a_teacher() -> None:
 
 
 def test_the_small_dino_has_the_parts_of_mmdets() -> None:
-    small = read('mini/dino_r18-teacher_24e_mini.py').model
+    small = read('mini/dino_r18-teacher_12e_mini.py').model
     zoo = get_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py').model
     del zoo.backbone['init_cfg'], zoo.backbone['num_stages'], zoo.backbone['frozen_stages']
     added = {'.backbone.base_channels', '.num_feature_levels'}

@@ -1,4 +1,4 @@
-_base_ = './dino_r18-teacher_24e_mini.py'
+_base_ = './dino_r18-teacher_12e_mini.py'
 
 # Half of the teacher's channels in the backbone, and a neck and a transformer like the teacher's.
 model = dict(

@@ -1,11 +1,11 @@
-_base_ = './dino_r18-student_24e_mini.py'
+_base_ = './dino_r18-student_12e_mini.py'
 
 model = dict(
     type='CalKDDINO',
     teacher=dict(
-        config=__import__('calkd_det').config_path('mini/dino_r18-teacher_24e_mini.py'),
+        config=__import__('calkd_det').config_path('mini/dino_r18-teacher_12e_mini.py'),
         # Written by mmdet's train.py, relative to the folder of the run.
-        checkpoint='work_dirs/dino_r18-teacher_24e_mini/epoch_24.pth',
+        checkpoint='work_dirs/dino_r18-teacher_12e_mini/epoch_12.pth',
         calibrator=dict(type='TemperatureScaling', temperature=1.0),
         denoising=True,
     ),
