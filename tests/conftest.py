@@ -14,8 +14,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import helpers
+import zoo_cache
 
 import calkd_det  # noqa: F401
+
+zoo_cache.read_zoo_once()
 
 
 @pytest.fixture(autouse=True, scope='session')
