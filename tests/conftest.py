@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import warnings
@@ -14,8 +15,15 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import helpers
+import zoo_cache
 
 import calkd_det  # noqa: F401
+
+zoo_cache.read_zoo_once()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays: a full collection need not look at it
 
 
 @pytest.fixture(autouse=True, scope='session')

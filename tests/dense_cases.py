@@ -36,7 +36,7 @@ READ_ONLY: dict[str, dict[str, Any]] = {
     'FoveaBox': {},
     'CondInst': dict(masks=True),
     # Deformable convolutions need maps of 3 x 3 cells.
-    'NAS-FCOS': dict(sizes=[(384, 384), (320, 384)]),
+    'NAS-FCOS': dict(sizes=[(192, 192), (160, 192)]),
 }
 
 
@@ -71,12 +71,21 @@ def detector_config(name: str, width: int = 8, **head: Any) -> ConfigDict:
 
 def _shrink_resnet(model: ConfigDict, width: int) -> None:
     model.backbone.update(
-        depth=18, base_channels=width, style='pytorch', init_cfg=None, frozen_stages=-1
+        depth=helpers.SMALL_RESNET,
+        base_channels=width,
+        style='pytorch',
+        init_cfg=None,
+        frozen_stages=-1,
     )
     model.backbone.norm_cfg.requires_grad = True
     model.neck.update(in_channels=[width * 2**i for i in range(4)], out_channels=16)
-    if model.type == 'NASFCOS':  # whose neck needs larger maps than its head
-        model.neck.update(type='FPN', norm_cfg=None, conv_cfg=None)
+    if (
+        model.type == 'NASFCOS'
+    ):  # whose neck needs larger maps than its head, and the last level the largest images
+        model.neck.update(type='FPN', num_outs=4, norm_cfg=None, conv_cfg=None)
+        model.bbox_head.update(
+            strides=[8, 16, 32, 64], regress_ranges=((-1, 64), (64, 128), (128, 256), (256, 1e8))
+        )
     model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
     if model.type not in ('RetinaNet', 'FOVEA'):
         model.bbox_head.norm_cfg = dict(type='GN', num_groups=4, requires_grad=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -21,6 +22,9 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 CLASSES = ('cat', 'dog', 'bird')
+# A ResNet-18 of one block a stage, which has every kind of its layers.
+SMALL_RESNET = 10
+ResNet.arch_settings = {**ResNet.arch_settings, SMALL_RESNET: (BasicBlock, (1, 1, 1, 1))}
 
 
 def load_tool(name: str) -> ModuleType:

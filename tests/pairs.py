@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,40 @@ class Pair:
     teacher: nn.Module
     checkpoint: Path
     detector: nn.Module
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a detector computed, without the update.
+
+    Attributes:
+        detector: The detector after the step, with its gradients.
+        logs: Losses and diagnostics by name.
+        grads: Gradients by the name of their parameter, None for those without.
+        rng_state: State of torch's random number generator after the step.
+        calls: How often each module ran, by name.
+    """
+
+    detector: nn.Module
+    logs: dict[str, Any]
+    grads: dict[str, Tensor | None]
+    rng_state: Tensor
+    calls: Counter[str]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A step of a distilled student and of the plain one, of the same weights, batch and seed.
+
+    Attributes:
+        ours: The distilled student's.
+        plain: The plain student's.
+        teacher_calls: How often each module of the teacher ran, by name.
+    """
+
+    ours: Step
+    plain: Step
+    teacher_calls: Counter[str]
 
 
 def distilled_config(case: Case, checkpoint: Path, **changes: Any) -> ConfigDict:
@@ -73,13 +110,36 @@ def plain(case: Case, like: nn.Module | None = None) -> nn.Module:
     return detector.train()
 
 
-def one_step(detector: nn.Module, case: Case) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
-    """Losses, gradients and the state of the random number generator after a step."""
-    torch.manual_seed(5)
-    total, logs = detector.parse_losses(helpers.loss(detector, case.batch()))
-    total.backward()
+@contextmanager
+def count_calls(detector: nn.Module) -> Iterator[Counter[str]]:
+    """Count the runs of every module of a detector, by name."""
+    calls: Counter[str] = Counter()
+    handles = [
+        module.register_forward_hook(lambda m, a, out, name=name: calls.update([name]))
+        for name, module in detector.named_modules()
+    ]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+def one_step(detector: nn.Module, case: Case) -> Step:
+    """Compute the losses and gradients of a step."""
+    with count_calls(detector) as calls:
+        torch.manual_seed(5)
+        total, logs = detector.parse_losses(helpers.loss(detector, case.batch()))
+        total.backward()
     grads = {name: p.grad for name, p in detector.named_parameters()}
-    return logs, grads, torch.get_rng_state()
+    return Step(detector, logs, grads, torch.get_rng_state(), calls)
+
+
+def take_steps(case: Case, detector: nn.Module) -> Steps:
+    """Compute a step of a copy of a distilled detector, and the plain student's."""
+    ours, student = copy.deepcopy(detector).train(), plain(case, like=detector)
+    plain_step = one_step(student, case)
+    with count_calls(ours.teacher.network.detector) as teacher_calls:
+        step = one_step(ours, case)
+    return Steps(step, plain_step, teacher_calls)
 
 
 def assert_same_tensors(a: dict[str, Any], b: dict[str, Any]) -> None:

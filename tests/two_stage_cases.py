@@ -25,13 +25,13 @@ def small(config: str, base_channels: int = 8, **changes: Any) -> ConfigDict:
 
     Args:
         config: Without ``mmdet::``.
-        base_channels: Of the ResNet-18 that takes the place of its backbone.
+        base_channels: Of the small ResNet that takes the place of its backbone.
         changes: Merged into the model.
     """
     model = copy.deepcopy(get_config(f'mmdet::{config}').model)
     _turn_down(model)
     model.backbone.update(
-        depth=18,
+        depth=helpers.SMALL_RESNET,
         base_channels=base_channels,
         init_cfg=None,
         frozen_stages=-1,
@@ -50,7 +50,7 @@ def small(config: str, base_channels: int = 8, **changes: Any) -> ConfigDict:
 
 
 def _turn_down(cfg: Any) -> None:
-    """Fewer channels and classes, one sample a bin of RoIAlign, everywhere in a config."""
+    """Fewer channels, layers and classes, one sample a bin of RoIAlign, everywhere in a config."""
     if isinstance(cfg, list):
         for item in cfg:
             _turn_down(item)
@@ -61,7 +61,7 @@ def _turn_down(cfg: Any) -> None:
             cfg[key] = _SIZES.get(value, value)
         elif key == 'num_classes':
             cfg[key] = SEGMENTATION if value == 183 else len(helpers.CLASSES)
-        elif key == 'sampling_ratio':
+        elif key in ('sampling_ratio', 'num_convs'):
             cfg[key] = 1
         else:
             _turn_down(value)
@@ -191,7 +191,12 @@ CASES: list[Case] = [
         head=NEEDS_ROIS,
     ),
     case('Dynamic R-CNN', 'dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py'),
-    case('Double-Head R-CNN', 'double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py', head=NEEDS_ROIS),
+    case(
+        'Double-Head R-CNN',
+        'double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+        changes=dict(roi_head=dict(bbox_head=dict(num_convs=4))),
+        head=NEEDS_ROIS,
+    ),
     case(
         'Cascade R-CNN by Faster R-CNN',
         CASCADE,
@@ -218,7 +223,13 @@ READ: list[Case] = [
         'grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py',
         changes=dict(roi_head=dict(grid_head=dict(point_feat_channels=4, num_convs=1))),
     ),
-    case('SCNet', 'scnet/scnet_r50_fpn_1x_coco.py', batch_options=SEMANTIC),
+    case(
+        'SCNet',
+        'scnet/scnet_r50_fpn_1x_coco.py',
+        # A residual block has two convolutions.
+        changes=dict(roi_head=dict(semantic_head=dict(num_convs=2), glbctx_head=dict(num_convs=2))),
+        batch_options=SEMANTIC,
+    ),
     case('SABL', 'sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py'),
     case('SABL cascade', 'sabl/sabl-cascade-rcnn_r50_fpn_1x_coco.py'),
     case('Libra', 'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py'),
@@ -269,9 +280,9 @@ READ: list[Case] = [
             base_channels=64,
             rpn_head=dict(in_channels=256),
             roi_head=dict(
-                shared_head=dict(depth=18),
-                bbox_roi_extractor=dict(out_channels=256),
-                bbox_head=dict(in_channels=512),
+                shared_head=dict(depth=helpers.SMALL_RESNET),
+                bbox_roi_extractor=dict(out_channels=256, roi_layer=dict(output_size=4)),
+                bbox_head=dict(in_channels=512, roi_feat_size=2),
             ),
         ),
     ),

@@ -94,7 +94,7 @@ def test_trains_a_step_of_every_loss(name: str, tmp_path: Path) -> None:
     student = MODELS.build(cfg.model)
     student.init_weights()
     optim_wrapper = build_optim_wrapper(student, cfg.optim_wrapper)
-    batch = helpers.batch(((128, 128),) * 2, num_classes=80)
+    batch = helpers.batch(((64, 64),) * 2, num_classes=80)
     logs = student.train().train_step(batch, optim_wrapper)
     for loss in cfg.model.distillation:
         assert logs[f'loss_kd_{loss}'] > 0

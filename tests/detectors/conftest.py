@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 import helpers
 import pytest
 from cases import Case
-from pairs import CASES, Pair, distilled_config, make_teacher
+from pairs import CASES, Pair, Steps, distilled_config, make_teacher, take_steps
 from torch import nn
 
 
@@ -19,7 +16,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     case: Case = request.param
     checkpoint = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
     teacher = make_teacher(case, case.teacher, checkpoint, helpers.CLASSES)
-    detector = helpers.build(distilled_config(case, checkpoint))
+    tau = dict(tau=2.0) if case.distillation['type'] == 'KDLoss' else {}
+    detector = helpers.build(distilled_config(case, checkpoint, distillation=tau))
     detector.init_weights()
     case.sharpen(detector, seed=9)
     return Pair(case, teacher, checkpoint, detector)
@@ -36,19 +34,7 @@ def detector(pair: Pair) -> nn.Module:
     return copy.deepcopy(pair.detector).train()
 
 
-@pytest.fixture
-def watched() -> Iterator[Any]:
-    """Counts the runs of every module of a detector, by name."""
-    handles = []
-
-    def watch(detector: nn.Module) -> Counter[str]:
-        calls: Counter[str] = Counter()
-        for name, module in detector.named_modules():
-            handles.append(
-                module.register_forward_hook(lambda m, a, out, name=name: calls.update([name]))
-            )
-        return calls
-
-    yield watch
-    for handle in handles:
-        handle.remove()
+@pytest.fixture(scope='module')
+def steps(pair: Pair) -> Steps:
+    """A step of the pair's detector, and the plain student's."""
+    return take_steps(pair.case, pair.detector)

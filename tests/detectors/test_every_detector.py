@@ -13,7 +13,9 @@ import torch
 from cases import Captured, Case
 from pairs import (
     Pair,
+    Steps,
     assert_same_tensors,
+    count_calls,
     distillation_losses,
     distilled_config,
     freeze_batchnorm,
@@ -79,31 +81,32 @@ class TestEveryDetector:
         assert_same_tensors(weights, our_weights)
         assert torch.equal(state, our_state)
 
-    def test_weight_0_is_the_plain_step_bit_for_bit(self, case: Case, tmp_path: Path) -> None:
-        cfg = distilled_config(case, tmp_path / 'nowhere.pth', distillation=dict(loss_weight=0))
-        off = helpers.build(cfg)
-        off.init_weights()
-        reference = plain(case, like=off)
-        logs, grads, state = one_step(off.train(), case)
-        plain_logs, plain_grads, plain_state = one_step(reference, case)
-        assert_same_tensors(logs, plain_logs)
-        assert_same_tensors(grads, plain_grads)
-        assert torch.equal(state, plain_state)
+    def test_weight_0_is_the_plain_step_bit_for_bit(
+        self, pair: Pair, steps: Steps, tmp_path: Path
+    ) -> None:
+        nowhere = tmp_path / 'nowhere.pth'
+        off = helpers.build(distilled_config(pair.case, nowhere, distillation=dict(loss_weight=0)))
+        off.load_state_dict(pair.detector.state_dict())
+        step = one_step(off.train(), pair.case)
+        assert_same_tensors(step.logs, steps.plain.logs)
+        assert_same_tensors(step.grads, steps.plain.grads)
+        assert torch.equal(step.rng_state, steps.plain.rng_state)
 
     def test_switched_on_leaves_the_students_own_losses_and_sampling(
-        self, case: Case, detector: nn.Module
+        self, case: Case, steps: Steps
     ) -> None:
-        plain_logs, plain_grads, plain_state = one_step(plain(case, like=detector), case)
-        logs, grads, state = one_step(detector, case)
-        plain_logs.pop('loss')
-        logs.pop('loss')
-        assert_same_tensors({key: logs[key] for key in plain_logs}, plain_logs)
-        assert torch.equal(state, plain_state)
-        added = {key.split('.')[-1] for key in logs.keys() - plain_logs.keys()}
+        own, logs = (
+            {k: v for k, v in s.logs.items() if k != 'loss'} for s in (steps.plain, steps.ours)
+        )
+        grads, plain_grads = steps.ours.grads, steps.plain.grads
+        assert_same_tensors({key: logs[key] for key in own}, own)
+        assert torch.equal(steps.ours.rng_state, steps.plain.rng_state)
+        added = {key.split('.')[-1] for key in logs.keys() - own.keys()}
         assert added == {'loss_kd', *DIAGNOSTICS}
         changed = [grads[key] for key in grads if not _same(grads[key], plain_grads[key])]
         # A level of a dense head may have no object to learn from.
-        trained = [x.weight.grad for x in case.head.classifiers(detector) if x.weight.grad.any()]
+        layers = case.head.classifiers(steps.ours.detector)
+        trained = [x.weight.grad for x in layers if x.weight.grad.any()]
         assert trained
         assert all(any(grad is other for other in changed) for grad in trained)
 
@@ -129,19 +132,14 @@ class TestEveryDetector:
     # One forward of each network
 
     def test_each_network_runs_once_and_the_teacher_only_what_is_asked(
-        self, pair: Pair, detector: nn.Module, watched: Any
+        self, pair: Pair, steps: Steps
     ) -> None:
-        case, frozen = pair.case, detector.teacher.network.detector
-        student, predicting = plain(case, like=detector), copy.deepcopy(pair.teacher)
-        counts = [watched(each) for each in (detector, student, frozen, predicting)]
-        ours, plain_ones, asked, predicted = counts
-        torch.manual_seed(5)
-        helpers.loss(student, case.batch())
-        torch.manual_seed(5)
-        helpers.loss(detector, case.batch())
-        assert ours == plain_ones
-        assert ours['backbone'] == asked['backbone'] == 1
-        predicting.test_step(case.batch())
+        case, frozen = pair.case, pair.detector.teacher.network.detector
+        predicting, asked = copy.deepcopy(pair.teacher), steps.teacher_calls
+        assert steps.ours.calls == steps.plain.calls
+        assert steps.ours.calls['backbone'] == asked['backbone'] == 1
+        with count_calls(predicting) as predicted:
+            predicting.test_step(case.batch())
 
         kept = {
             name
@@ -158,12 +156,11 @@ class TestEveryDetector:
             count = sum(asked[name] for name in kept) + boxes_too
             assert count == sum(predicted[name] for name in kept)
 
-    def test_nothing_is_left_behind(self, case: Case, detector: nn.Module) -> None:
-        student = plain(case, like=detector)
-        helpers.loss(student, case.batch())
-        helpers.loss(detector, case.batch())
+    def test_nothing_is_left_behind(self, steps: Steps) -> None:
+        detector = copy.deepcopy(steps.ours.detector)
         with pytest.raises((TypeError, AttributeError)):
             detector.loss(torch.zeros(2, 3, 64, 64), None)
+        student = steps.plain.detector
         for (name, ours), theirs in zip(detector.named_modules(), student.modules()):
             assert not ours._forward_hooks
             assert not ours._forward_pre_hooks
@@ -172,20 +169,15 @@ class TestEveryDetector:
     # The loss
 
     def test_loss_is_that_of_logits_captured_on_plain_detectors(
-        self, pair: Pair, detector: nn.Module
+        self, pair: Pair, steps: Steps
     ) -> None:
-        tau = dict(tau=2.0) if pair.case.distillation['type'] == 'KDLoss' else {}
-        cfg = distilled_config(pair.case, pair.checkpoint, distillation=tau)
-        ours = helpers.build(cfg).train()
-        ours.load_state_dict(detector.state_dict())
-        torch.manual_seed(5)
-        losses = distillation_losses(helpers.loss(ours, pair.case.batch()))
+        losses = distillation_losses(steps.ours.logs)
 
-        seen = captured(pair.case, detector, copy.deepcopy(pair.teacher))
+        seen = captured(pair.case, pair.detector, copy.deepcopy(pair.teacher))
+        loss = pair.detector.distillation['loss_kd']
         expected = {
             f'{each.name}loss_kd': float(
-                each.factor
-                * reference_loss(ours.distillation['loss_kd'], each, each.teacher.double() / 1.5)
+                each.factor * reference_loss(loss, each, each.teacher.double() / 1.5)
             )
             for each in seen
         }

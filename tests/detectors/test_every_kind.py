@@ -12,6 +12,7 @@ import torch
 from mmengine.config import ConfigDict
 from pairs import (
     Pair,
+    Steps,
     assert_same_tensors,
     distillation_losses,
     distilled_config,
@@ -20,6 +21,7 @@ from pairs import (
     one_step,
     plain,
     save,
+    take_steps,
 )
 from torch import Tensor, nn
 
@@ -44,57 +46,61 @@ def config(pair: Pair, checkpoint: Path | None = None, **losses: Any) -> ConfigD
     return cfg
 
 
-def built(pair: Pair, cfg: ConfigDict) -> nn.Module:
-    """The distilled student in train mode, with the weights of the pair's."""
+def built(pair: Pair, cfg: ConfigDict, like: nn.Module | None = None) -> nn.Module:
+    """The distilled student in train mode, with the weights of another, by default the pair's."""
     detector = helpers.build(cfg)
+    detector.load_state_dict((like or pair.detector).state_dict())
+    return detector.train()
+
+
+@pytest.fixture(scope='module')
+def taught(pair: Pair) -> nn.Module:
+    """The case's student with losses of each kind and its teacher at hand, for tests to copy."""
+    detector = helpers.build(config(pair))
     detector.init_weights()
     detector.load_state_dict(pair.detector.state_dict())
     return detector.train()
 
 
+@pytest.fixture(scope='module')
+def steps(pair: Pair, taught: nn.Module) -> Steps:
+    """A step with losses of each kind, and the plain student's."""
+    return take_steps(pair.case, taught)
+
+
 class TestEveryKind:
-    def test_the_student_stays_the_plain_one(self, pair: Pair) -> None:
+    def test_the_student_stays_the_plain_one(self, pair: Pair, steps: Steps) -> None:
         """Modules, losses of its own, sampling, and one loss more a kind and classifier."""
-        detector = built(pair, config(pair))
-        reference = plain(pair.case, like=detector)
-        assert list(detector.state_dict()) == list(reference.state_dict())
-        plain_logs, plain_grads, plain_state = one_step(reference, pair.case)
-        logs, grads, state = one_step(detector, pair.case)
-        for name in plain_logs.keys() - {'loss'}:
-            assert torch.equal(torch.as_tensor(logs[name]), torch.as_tensor(plain_logs[name]))
-        assert torch.equal(state, plain_state)
-        names = {key.split('.')[-1] for key in logs if 'loss_kd' in key}
+        ours, theirs = steps.ours, steps.plain
+        assert list(ours.detector.state_dict()) == list(theirs.detector.state_dict())
+        for name in theirs.logs.keys() - {'loss'}:
+            assert torch.equal(torch.as_tensor(ours.logs[name]), torch.as_tensor(theirs.logs[name]))
+        assert torch.equal(ours.rng_state, theirs.rng_state)
+        names = {key.split('.')[-1] for key in ours.logs if 'loss_kd' in key}
         assert names == {f'loss_kd_{name}' for name in losses_of(pair)}
-        assert grads.keys() == plain_grads.keys()
-        assert all(torch.isfinite(grad).all() for grad in grads.values() if grad is not None)
+        assert ours.grads.keys() == theirs.grads.keys()
+        assert all(torch.isfinite(grad).all() for grad in ours.grads.values() if grad is not None)
 
     def test_weight_0_of_all_is_the_plain_step_bit_for_bit(
-        self, pair: Pair, tmp_path: Path
+        self, pair: Pair, steps: Steps, tmp_path: Path
     ) -> None:
         losses = {name: {**loss, 'loss_weight': 0} for name, loss in losses_of(pair).items()}
-        detector = built(pair, config(pair, tmp_path / 'nowhere.pth', **losses))
-        reference = plain(pair.case, detector)
-        assert_same_tensors(one_step(detector, pair.case)[1], one_step(reference, pair.case)[1])
+        detector = helpers.build(config(pair, tmp_path / 'nowhere.pth', **losses))
+        detector.init_weights()  # without a teacher
+        detector.load_state_dict(pair.detector.state_dict())
+        assert_same_tensors(one_step(detector.train(), pair.case).grads, steps.plain.grads)
 
-    def test_each_network_runs_once(self, pair: Pair, watched: Any) -> None:
-        detector = built(pair, config(pair))
-        reference = plain(pair.case, like=detector)
-        ours, plain_ones, teacher = (
-            watched(each) for each in (detector, reference, detector.teacher.network.detector)
-        )
-        for each in (detector, reference):
-            torch.manual_seed(5)
-            helpers.loss(each, pair.case.batch())
+    def test_each_network_runs_once(self, pair: Pair, steps: Steps) -> None:
         # Modules without parameters, such as GFL's integral, decode the student's boxes again.
         networks = {
             name
-            for name, module in reference.named_modules()
+            for name, module in steps.plain.detector.named_modules()
             if any(True for _ in module.parameters(recurse=False))
         }
-        assert {name: ours[name] for name in networks} == {
-            name: plain_ones[name] for name in networks
+        assert {name: steps.ours.calls[name] for name in networks} == {
+            name: steps.plain.calls[name] for name in networks
         }
-        assert all(teacher[part] == 1 for part in feature_parts(pair))
+        assert all(steps.teacher_calls[part] == 1 for part in feature_parts(pair))
 
     def test_a_detector_that_teaches_itself_has_no_loss_of_any_kind(
         self, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,8 +118,7 @@ class TestEveryKind:
             checkpoint=str(tmp_path / 'teacher.pth'),
             calibrator=dict(type='TemperatureScaling', temperature=1.0),
         )
-        ours = built(pair, cfg)
-        ours.load_state_dict(itself.state_dict())
+        ours = built(pair, cfg, like=itself)
         freeze_batchnorm(ours)  # as the teacher's
         losses = helpers.loss(ours, pair.case.batch())
         own = own_loss(losses)
@@ -127,8 +132,8 @@ class TestEveryKind:
                 continue
             assert gradient_norm(ours, value) < 2e-3 * gradient_norm(ours, own), name
 
-    def test_images_without_objects_are_finite(self, pair: Pair) -> None:
-        detector = built(pair, config(pair))
+    def test_images_without_objects_are_finite(self, pair: Pair, taught: nn.Module) -> None:
+        detector = copy.deepcopy(taught)
         take_away = pair.case.head.take_samples_away
         if take_away is not None:
             take_away(detector)
@@ -141,18 +146,17 @@ class TestEveryKind:
 
     def test_features_alone_ask_no_head(self, pair: Pair) -> None:
         detector = built(pair, config(pair, **FEATURES))
+        logs = helpers.loss(detector, pair.case.batch())
         kept = dict(detector.teacher.network.detector.named_children())
         with_weights = {n for n, child in kept.items() if any(True for _ in child.parameters())}
         assert with_weights == feature_parts(pair)
-        logs = helpers.loss(detector, pair.case.batch())
         assert distillation_losses(logs).keys() == {'loss_kd_pkd', 'loss_kd_cwd'}
         assert not [name for name in logs if 'teacher' in name]
 
     def test_predicts_without_any_teacher_file(self, pair: Pair, tmp_path: Path) -> None:
         cfg = config(pair, tmp_path / 'nowhere.pth')
         cfg.teacher.config = str(tmp_path / 'nowhere.py')
-        ours = helpers.build(cfg)
-        ours.load_state_dict(pair.detector.state_dict())
+        ours = built(pair, cfg)
         theirs = plain(pair.case, like=ours)
         for a, b in zip(*(each.eval().test_step(pair.case.batch()) for each in (ours, theirs))):
             assert_same_tensors(dict(a.pred_instances.items()), dict(b.pred_instances.items()))

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import dense_cases
@@ -55,6 +56,17 @@ def every(cases: Sequence[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize('case', cases, ids=lambda case: case.name)
 
 
+def student_of(case: Case, in_training: bool = True) -> nn.Module:
+    """Return a student in train mode, the test's own; see :func:`build`."""
+    return copy.deepcopy(_student(case.name, in_training)).train()
+
+
+@cache
+def _student(name: str, in_training: bool) -> nn.Module:
+    (case,) = (case for case in CASES if case.name == name)
+    return build(case, case.student, seed=0, in_training=in_training)
+
+
 @torch.no_grad()
 def build(case: Case, cfg: dict, seed: int, in_training: bool = True) -> nn.Module:
     """Build a detector whose logits and boxes have a spread: mmdet's initial ones are alike.
@@ -95,7 +107,7 @@ def ask(case: Case, teacher: nn.Module, samples: Sequence[HeadSamples]) -> list[
 
 @every(READ)
 def test_recorded_boxes_are_those_of_mmdets_own_loss(case: Case) -> None:
-    student = build(case, case.student, seed=0).train()
+    student = student_of(case)
     plain = copy.deepcopy(student)
     heads = box_heads(student) if hasattr(student, 'roi_head') else [student.bbox_head]
     given: list[list[Tensor]] = [[] for _ in heads]
@@ -166,7 +178,7 @@ def dense_boxes_of_loss(head: nn.Module, samples: HeadSamples, given: Tensor) ->
 
 @every(READ)
 def test_a_teacher_answers_with_the_boxes_of_its_whole_head(case: Case) -> None:
-    student = build(case, case.student, seed=0).train()
+    student = student_of(case)
     teacher = build(case, case.teacher, seed=1, in_training=False).eval()
     samples, _ = record(case, student)
     asked = copy.deepcopy(teacher)
@@ -228,7 +240,7 @@ def whole_head(case: Case, teacher: nn.Module, samples: HeadSamples, index: int)
 
 @every(READ)
 def test_a_detector_taught_by_itself_has_no_loss_and_no_gradient(case: Case) -> None:
-    student = build(case, case.student, seed=0, in_training=False).train()
+    student = student_of(case, in_training=False)
     for module in student.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -271,7 +283,7 @@ def test_heads_whose_boxes_cannot_be_read_are_refused_with_the_reason(case: Case
 
 @every(READ)
 def test_classes_alone_are_recorded_without_boxes(case: Case) -> None:
-    samples, _ = record(case, build(case, case.student, seed=0).train(), CLASS)
+    samples, _ = record(case, student_of(case), CLASS)
     assert all(each.boxes is None and each.kinds == CLASS for each in samples)
 
 
@@ -285,7 +297,7 @@ def test_classes_alone_are_recorded_without_boxes(case: Case) -> None:
     ]
 )
 def test_without_any_sample_the_loss_is_zero_and_has_a_graph(case: Case) -> None:
-    student = build(case, case.student, seed=0).train()
+    student = student_of(case)
     if case.head.take_samples_away:
         case.head.take_samples_away(student)
     itself = copy.deepcopy(student).eval()
