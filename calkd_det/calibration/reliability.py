@@ -362,7 +362,9 @@ def _bin_sums(edges: Tensor, confidences: Tensor, hits: Tensor, weights: Tensor)
     inner = edges[1:-1].to(confidences.device)
     index = torch.bucketize(confidences, inner)  # right=False: (lower, upper]
     rows = (weights > 0, weights, weights.square(), weights * confidences, weights * hits)
-    return torch.stack([index.bincount(row.double(), minlength=len(edges) - 1) for row in rows])
+    # Not bincount, which torch's deterministic mode refuses on a GPU.
+    sums = weights.new_zeros(len(rows), len(edges) - 1, dtype=torch.float64)
+    return sums.index_add_(1, index, torch.stack([row.double() for row in rows]))
 
 
 def _from_sums(edges: Tensor, sums: Tensor) -> Reliability:

@@ -94,6 +94,12 @@ def load_items(name: str, source: str | Path | None = None) -> Items:
     return load_digit_items()
 
 
+def has_source(name: str, source: str | Path | None = None) -> bool:
+    """Return whether :func:`load_items` finds the folder of its files; True where it needs none."""
+    folder = FASHION_MNIST_DIR if source is None else source
+    return name != 'fashion-mnist' or Path(folder).exists()
+
+
 def load_digit_items() -> Items:
     """Load scikit-learn's 1,797 handwritten digits, 8x8."""
     bunch = import_sklearn_datasets().load_digits()

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from calkd_det.datasets.items import SPLITS, Items, load_items, split_pool
+from calkd_det.datasets.items import SPLITS, Items, has_source, load_items, split_pool
 from calkd_det.datasets.sample_picture import draw_samples
 from calkd_det.datasets.scenes import PHOTO_CREDITS, Scene, draw_scene, load_photos
 from calkd_det.errors import ConfigError
@@ -87,7 +87,8 @@ def write_mini_dataset(
     """Write the mini data set, unless it exists already.
 
     An image depends only on the source, the seed, the image size, its split and its number: more
-    images of one split change no other image. An interrupted run is started again.
+    images of one split change no other image. An interrupted run is started again. A set that
+    exists needs no source, so that it can be copied to a machine that has none.
 
     Args:
         out_dir: The folder to write to. Other files in it are not touched.
@@ -111,16 +112,17 @@ def write_mini_dataset(
         raise ConfigError(f'image_size must be at least {MIN_IMAGE_SIZE} pixels, not {image_size}.')
     if seed < 0:
         raise ConfigError(f'seed must not be negative, but is {seed}.')
-    item_pool = load_items(items, source)
+    exists = (root / MANIFEST).exists() and not overwrite
+    item_pool = None if exists and not has_source(items, source) else load_items(items, source)
     request = {
         'generator_version': GENERATOR_VERSION,
         'items': items,
-        'items_sha256': item_pool.sha256(),
+        **({} if item_pool is None else {'items_sha256': item_pool.sha256()}),
         'num_images': counts,
         'image_size': image_size,
         'seed': seed,
     }
-    if (root / MANIFEST).exists() and not overwrite:
+    if exists:
         return _open_existing(root, request)
     photos = load_photos()
     _remove_generated(root)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 # Number of values of a chunk: so few that its temporaries fit the cache of a CPU; on other devices
-# so many that few kernels are started.
+# so many that starting kernels is no part of the time.
 CHUNK_ON_CPU = 2**17
-CHUNK_ELSEWHERE = 2**22
+CHUNK_ELSEWHERE = 2**25
 
 
 def chunks(values: Tensor, dim: int) -> Iterator[slice]:

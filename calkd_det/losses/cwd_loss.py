@@ -50,27 +50,30 @@ def cwd_loss(
         >>> cwd_loss(maps, [maps[0] + 1]) < 1e-6
         tensor(True)
     """
-    return compare_by_channels(partial(_compare, tau=tau), student, teacher, valid)
+    compare = partial(_compare, tau=tau)
+    return compare_by_channels(compare, student, teacher, valid, tau / len(teacher[0]))
 
 
 def _compare(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, tau: float
-) -> tuple[Tensor, Tensor]:
-    r"""Return the divergences of some channels per image, and the slopes.
+    student: Tensor, teacher: Tensor, mask: Tensor | None, slopes: Tensor, tau: float
+) -> Tensor:
+    r"""Return the divergences of some channels per image, and fill in slopes.
 
-    The slope of a divergence is :math:`(\phi(s) - \phi(t)) / \tau`.
+    The slope of a divergence is :math:`(\phi(s) - \phi(t)) / \tau`; what is filled in has no
+    divisor.
     """
-    own, other = (_rows(maps / tau, mask) for maps in (student, teacher))
+    own, other = (_rows(maps, mask, tau) for maps in (student, teacher))
     own_shares, own_constant = _softmax(own)
     shares, constant = _softmax(other)
+    torch.sub(own_shares.view_as(slopes), shares.view_as(slopes), out=slopes)
     log_ratios = (other - own).sub_(constant - own_constant)
-    divergence = log_ratios.mul_(shares).sum()
-    slopes = own_shares.sub_(shares).mul_(tau / len(teacher))
-    return divergence * (tau**2 / len(teacher)), slopes.view_as(student)
+    return log_ratios.mul_(shares).sum() * (tau**2 / len(teacher))
 
 
-def _rows(maps: Tensor, mask: Tensor | None) -> Tensor:
+def _rows(maps: Tensor, mask: Tensor | None, tau: float) -> Tensor:
     """Return the values of each channel, shape (N, D, h * w), the least number where masked."""
+    if tau != 1:
+        maps = maps / tau
     if mask is not None:
         # Not -inf, so that no difference of two is a NaN.
         maps = maps.masked_fill(~mask, torch.finfo(maps.dtype).min)
@@ -80,12 +83,11 @@ def _rows(maps: Tensor, mask: Tensor | None) -> Tensor:
 def _softmax(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the softmax over the last dimension, and the logarithm of its divisor, (…, 1).
 
-    ``log_softmax`` and its ``exp`` would compute each exponential twice.
+    The divisor is one over the largest share, so that each exponential is computed once.
     """
-    highest = rows.amax(dim=-1, keepdim=True)
-    shares = (rows - highest).exp_()
-    divisor = shares.sum(dim=-1, keepdim=True)
-    return shares.div_(divisor), highest + divisor.log()
+    shares = rows.softmax(dim=-1)
+    highest, largest = (x.amax(dim=-1, keepdim=True) for x in (rows, shares))
+    return shares, highest - largest.log()
 
 
 @MODELS.register_module()

@@ -11,10 +11,10 @@ from torch import Tensor
 from calkd_det.losses.chunks import chunks
 from calkd_det.losses.slopes import with_slopes
 
-# From maps of some channels of a level, each float32 of shape (N, d, h, w), and the places that
-# count or None, to the sum over the channels and its slopes by the first maps. Maps are not changed
-# in place.
-CompareChannels = Callable[[Tensor, Tensor, Optional[Tensor]], 'tuple[Tensor, Tensor]']
+# Takes maps of some channels of a level, each float32 of shape (N, d, h, w), the places that count
+# or None, and a tensor of that shape for the slopes by the first maps. Returns the sum over the
+# channels. Maps are not changed in place.
+CompareChannels = Callable[[Tensor, Tensor, Optional[Tensor], Tensor], Tensor]
 
 
 def iterate_levels(
@@ -40,6 +40,7 @@ def compare_by_channels(
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
     valid: Sequence[Tensor] | None,
+    slope_factor: float = 1.0,
 ) -> Tensor:
     """Sum the means over channels of all levels, a few channels at a time, in float32.
 
@@ -51,27 +52,34 @@ def compare_by_channels(
         student: Feature maps by level, float, each of shape (N, D, h, w).
         teacher: As many, of the same shapes. Gradients do not flow into them.
         valid: For each level which places count, bool, shape (N, 1, h, w); None where all do.
+        slope_factor: What the slopes that ``compare`` gives still lack.
 
     Returns:
         A float32 scalar. It can be differentiated once.
     """
     masks = [None] * len(teacher) if valid is None else valid
-    return torch.stack(
-        [_compare_level(compare, *maps) for maps in zip(student, teacher, masks)]
-    ).sum()
+    levels = zip(student, teacher, masks)
+    return torch.stack([_compare_level(compare, *maps, slope_factor) for maps in levels]).sum()
 
 
 def _compare_level(
-    compare: CompareChannels, student: Tensor, teacher: Tensor, mask: Tensor | None
+    compare: CompareChannels,
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    slope_factor: float,
 ) -> Tensor:
     with torch.no_grad():
         slopes = torch.empty_like(student, dtype=torch.float32)
-        values = []
-        for channels in chunks(teacher, dim=1):
-            value, slopes[:, channels] = compare(
-                student[:, channels].float(), teacher[:, channels].float(), mask
+        values = [
+            compare(
+                *(student[:, channels].float(), teacher[:, channels].float()),
+                *(mask, slopes[:, channels]),
             )
-            values.append(value)
-        share = slopes.new_tensor(1 / teacher.shape[1])
+            for channels in chunks(teacher, dim=1)
+        ]
+        share = 1 / teacher.shape[1]
         value = share * torch.stack(values).sum()
-    return with_slopes(value, student, slopes, share)
+        # Not new_tensor, for which a GPU waits.
+        factors = torch.full_like(value, share * slope_factor)
+    return with_slopes(value, student, slopes, factors)

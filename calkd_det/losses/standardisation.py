@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, linalg
 
 EPS = 1e-6
 
@@ -27,7 +27,7 @@ def standardise(maps: Tensor, valid: Tensor | None = None) -> Tensor:
     return centred * inverse(deviation)
 
 
-def centre(maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def centre(maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, float | Tensor]:
     """Subtract the mean of each channel, and return what :func:`standardise` divides by.
 
     Args:
@@ -41,16 +41,16 @@ def centre(maps: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     dims = (0, 2, 3)
     if valid is None:
         centred = maps - maps.mean(dim=dims, keepdim=True)
-        degrees = maps.new_tensor(max(maps[:, 0].numel() - 1, 1))
+        degrees = float(max(maps[:, 0].numel() - 1, 1))
     else:
         count = valid.sum()
         centred = maps * valid
         mean = centred.sum(dim=dims, keepdim=True) / count.clamp(min=1)
         centred = centred.addcmul_(valid.to(maps.dtype), mean, value=-1)
         degrees = (count - 1).clamp(min=1).to(maps.dtype)
-    variance = centred.square().sum(dim=dims, keepdim=True) / degrees
-    varies = variance > 0
-    return centred, variance.where(varies, 1.0).sqrt() * varies, degrees
+    # One pass over the maps, where square().sum() takes three.
+    norm = linalg.vector_norm(centred, dim=dims, keepdim=True)
+    return centred, norm / degrees**0.5, degrees
 
 
 def inverse(deviation: Tensor) -> Tensor:

@@ -6,27 +6,23 @@ process of its own.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.models.task_modules import ATSSAssigner, MaxIoUAssigner
 from mmdet.structures.bbox import bbox2roi
-from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from calkd_det.errors import CalKDError
 from calkd_det.knowledge import HeadSamples
 from calkd_det.measurement.analysis import DISTILLATION, measure
 from calkd_det.measurement.collect import SampleStore, collect_samples
 from calkd_det.measurement.held_out import annotation_file, read_held_out
-from calkd_det.measurement.json_file import write_json
 from calkd_det.measurement.measured_detector import build_measured_detector
+from calkd_det.measurement.process import measure_in_process
 from calkd_det.taps import find_tap
 
 OBJECTS = 'objects'
@@ -160,25 +156,7 @@ def _figures(store: SampleStore | None) -> dict[str, float] | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure the student that the arguments name and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('--max-images', type=int)
-    parser.add_argument('--out', type=Path, required=True)
-    args = parser.parse_args(argv)
-    register_all_modules(init_default_scope=True)
-    try:
-        found = measure_student(
-            Config.fromfile(args.config),
-            args.checkpoint,
-            max_images=args.max_images,
-            device='cuda' if torch.cuda.is_available() else 'cpu',
-        )
-    except CalKDError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    write_json(args.out, found)
-    return 0
+    return measure_in_process(measure_student, (), argv)
 
 
 if __name__ == '__main__':

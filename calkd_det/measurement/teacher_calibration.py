@@ -6,25 +6,22 @@ process of its own.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from calkd_det.calibration import Reliability, reliability
 from calkd_det.calibration.scores import class_scores
 from calkd_det.calibration.targets import is_object
-from calkd_det.errors import CalKDError
 from calkd_det.measurement.analysis import DISTILLATION, NUM_BINS, fit_set, measure
 from calkd_det.measurement.collect import SampleStore, collect_samples
 from calkd_det.measurement.held_out import annotation_file, read_held_out, train_subset
-from calkd_det.measurement.json_file import write_json
 from calkd_det.measurement.measured_detector import build_measured_detector
+from calkd_det.measurement.process import measure_in_process
 
 # Where a row holds the teacher's errors, for whatever T a student is distilled with.
 TEMPERATURES = (0.33, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -142,28 +139,7 @@ def _foreground(store: SampleStore, num_classes: int) -> dict[str, float] | None
 
 def main(argv: list[str] | None = None) -> int:
     """Measure the teacher that the arguments name and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('--ann', type=Path, required=True)
-    parser.add_argument('--images', type=Path, required=True)
-    parser.add_argument('--max-images', type=int)
-    parser.add_argument('--out', type=Path, required=True)
-    args = parser.parse_args(argv)
-    register_all_modules(init_default_scope=True)
-    try:
-        found = measure_teacher(
-            Config.fromfile(args.config),
-            args.checkpoint,
-            (args.ann, args.images),
-            max_images=args.max_images,
-            device='cuda' if torch.cuda.is_available() else 'cpu',
-        )
-    except CalKDError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    write_json(args.out, found)
-    return 0
+    return measure_in_process(measure_teacher, ('ann', 'images'), argv)
 
 
 if __name__ == '__main__':

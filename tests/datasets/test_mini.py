@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -481,6 +482,20 @@ def test_other_source_files_count_as_other_arguments(tmp_path):
     write_mini_dataset(tmp_path / 'out', source=first, **arguments)
     with pytest.raises(ConfigError, match='items_sha256'):
         write_mini_dataset(tmp_path / 'out', source=second, **arguments)
+
+
+def test_a_set_that_was_copied_needs_no_source(tmp_path):
+    arguments = {'items': 'fashion-mnist', 'num_images': FEW}
+    source = write_fashion(tmp_path / 'source')
+    made = write_mini_dataset(tmp_path / 'out', source=source, **arguments)
+    shutil.rmtree(source)
+    found = write_mini_dataset(tmp_path / 'out', source=source, **arguments)
+    assert (made.created, found.created) == (True, False)
+    assert found.boxes_per_class == made.boxes_per_class
+    with pytest.raises(ConfigError, match='seed is 0 there but 1 was asked for'):
+        write_mini_dataset(tmp_path / 'out', source=source, seed=1, **arguments)
+    with pytest.raises(ConfigError, match='is missing: install'):
+        write_mini_dataset(tmp_path / 'other', source=source, **arguments)
 
 
 def test_a_missing_fashion_file_is_named(tmp_path):

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import helpers
 import pytest
 import torch
+from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
+from calkd_det.calibration.reliability import ReliabilityAccumulator
 from calkd_det.taps import find_taps
+
+# torch's deterministic mode asks for it before the first use of cuBLAS.
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 pytestmark = [
     pytest.mark.gpu,
@@ -104,7 +111,8 @@ def test_float16_with_a_gradient_scaler(detector: nn.Module) -> None:
     assert all(p.isfinite().all() for p in detector.parameters())
 
 
-def test_our_part_of_a_step_does_not_wait_for_the_device(detector: nn.Module) -> None:
+def our_part(detector: nn.Module) -> Callable[[], None]:
+    """Calibration, checks, losses and their backward pass, with all that they need at hand."""
     detector.cuda()
     helpers.loss(detector, helpers.batch())  # builds the teacher
     data = detector.data_preprocessor(helpers.batch(), True)
@@ -112,10 +120,31 @@ def test_our_part_of_a_step_does_not_wait_for_the_device(detector: nn.Module) ->
     knowledge = detector.teacher.taught(knowledge)
     answers = detector.teacher(feats, knowledge)  # mmdet's RoI extractor waits for the device
     detector.teacher = lambda feats, knowledge: answers
-    with sync_is_an_error():
+
+    def run() -> None:
         losses = detector.distillation_losses(feats, knowledge)
-        total = sum(value for name, value in losses.items() if 'loss' in name)
-        total.backward()
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+
+    return run
+
+
+def test_our_part_of_a_step_does_not_wait_for_the_device(detector: nn.Module) -> None:
+    run = our_part(detector)
+    with sync_is_an_error():
+        run()
+
+
+def test_our_part_of_a_step_runs_in_the_deterministic_mode(detector: nn.Module) -> None:
+    run = our_part(detector)
+    accumulator = ReliabilityAccumulator()
+    torch.use_deterministic_algorithms(True)
+    try:
+        run()
+        scores = torch.rand(100, device='cuda')
+        accumulator.update_confidences(scores, scores > 0.5)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert accumulator.compute().num_samples == 100
 
 
 def test_memory_is_that_of_student_teacher_and_what_the_losses_keep(
@@ -138,3 +167,42 @@ def test_memory_is_that_of_student_teacher_and_what_the_losses_keep(
     plain = peak(helpers.detector_config())
     distilled = peak(helpers.distilled_config(teacher_config, teacher[1]))
     assert distilled < 1.25 * plain
+
+
+def train_rank(rank: int, backend: str, cfg: ConfigDict, folder: Path) -> None:
+    register_all_modules(init_default_scope=True)
+    torch.cuda.set_device(0)
+    distributed.init_process_group(
+        backend, init_method=f'file://{folder}/meeting', rank=rank, world_size=2
+    )
+    detector = helpers.build(cfg, seed=rank)
+    detector.init_weights()
+    detector.cuda().train()
+    model = MMDistributedDataParallel(detector, device_ids=[0], broadcast_buffers=False)
+    wrapper = build_optim_wrapper(detector, dict(optimizer=dict(type='SGD', lr=1e-3)))
+    for step in range(2):
+        model.train_step(helpers.batch(seed=2 * step + rank), wrapper)
+    # The parts that losses learn are parameters, but in no state dict.
+    torch.save(
+        {name: p.detach().cpu() for name, p in detector.named_parameters()}, folder / f'{rank}'
+    )
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('backend', ['nccl', 'gloo'])
+def test_two_ranks_on_one_device(
+    teacher_config: ConfigDict, teacher: Teacher, tmp_path: Path, backend: str
+) -> None:
+    cfg = helpers.distilled_config(teacher_config, teacher[1])
+    cfg.distillation = LOSSES
+    try:
+        multiprocessing.spawn(train_rank, (backend, cfg, tmp_path), nprocs=2)
+    except multiprocessing.ProcessRaisedException as error:
+        if backend == 'nccl' and 'Duplicate GPU' in str(error):
+            pytest.skip('this NCCL takes one rank a device')
+        raise
+    first, second = (torch.load(tmp_path / f'{rank}', weights_only=True) for rank in range(2))
+    assert any('learnt_parts' in name for name in first)
+    assert all(value.isfinite().all() for value in first.values())
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

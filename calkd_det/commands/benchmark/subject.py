@@ -16,6 +16,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from calkd_det.commands.random_weights import fill_values
 from calkd_det.errors import ConfigError
 from calkd_det.teachers import FrozenTeacher
 from calkd_det.teachers.frozen_teacher import build_detector
@@ -118,13 +119,6 @@ def with_random_teacher(cfg: Config, checkpoint: Path) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.model.teacher.update(config=dict(model=source.model), checkpoint=str(checkpoint))
     return cfg
-
-
-def fill_values(detector: nn.Module) -> nn.Module:
-    """Give random values, in place, to what detection transformers leave without any at first."""
-    if hasattr(detector, 'level_embed'):
-        nn.init.normal_(detector.level_embed)
-    return detector
 
 
 def noise_batch(size: tuple[int, int], batch_size: int) -> dict[str, list]:

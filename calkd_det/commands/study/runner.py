@@ -48,23 +48,25 @@ def run_studies(studies: Sequence[Study], jobs: int | None) -> None:
 
 def run_one(studies: Sequence[Study], run_id: str, jobs: int | None) -> None:
     """Do one run by its id; see :func:`run_studies`."""
-    run = find_run(expand(studies), run_id)
+    runs = expand(studies)
+    run = find_run(runs, run_id)
     machine = look_at_machine(jobs or 1, run.study.gpus_per_run)
     prepare([run.study], machine.slots[0])
-    run_all([run], machine)
+    run_all(runs, machine, only=run)
 
 
-def run_all(runs: Sequence[Run], machine: Machine) -> None:
+def run_all(runs: Sequence[Run], machine: Machine, only: Run | None = None) -> None:
     """Do all runs that are not done, several at a time.
 
     Args:
-        runs: The runs.
+        runs: The runs. What students still need of a teacher depends on all of them.
         machine: Where they run.
+        only: The one to do, or None for all.
 
     Raises:
         JobFailed: Runs failed; all others that do not need them were done.
     """
-    statuses = look(runs)
+    statuses = [(run, state) for run, state in look(runs) if only in (None, run)]
     for run, state in statuses:
         if state == 'done':
             delete_weights(run)

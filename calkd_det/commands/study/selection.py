@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calkd_det.commands.study.design import CLASSIFIER, Comparison, Study
+from calkd_det.commands.study.design import CLASSIFIER, Cell, Comparison, Study
 from calkd_det.commands.study.rows import Row, read_rows, settings_key
 from calkd_det.errors import ConfigError
 
@@ -116,25 +115,14 @@ def select(study: Study) -> Selection:
         ConfigError: The results file is damaged.
     """
     rows = read_rows(study.results)
-    names = Counter(row['name'] for row in rows if row['kind'] == 'teacher')
-    teachers = {
-        row['name']: row
-        for row in rows
-        if row['kind'] == 'teacher' and row['name'] in study.teachers
-    }
     wanted = {settings_key(study.settings(cell)): cell for cell in study.cells.values()}
     own = [
         (wanted[key], row)
         for row in rows
         if row['kind'] == 'student' and (key := settings_key(row['settings'])) in wanted
     ]
-    known = {row['hash']: row for row in rows if row['kind'] == 'teacher'}
-    for cell, row in own:
-        if cell.teacher is not None and row['teacher']['hash'] in known:
-            teachers[cell.teacher] = known[row['teacher']['hash']]
-    taught = {cell.teacher for cell, _ in own}
-    for name in [name for name in teachers if names[name] > 1 and name not in taught]:
-        del teachers[name]
+    found = {name: _teacher_of(name, rows, own) for name in study.teachers}
+    teachers = {name: row for name, row in found.items() if row is not None}
     current = own[-1][1]['base_hash'] if own else None
     cells: dict[str, dict[int, Row]] = {name: {} for name in study.cells}
     left_out = 0
@@ -148,3 +136,21 @@ def select(study: Study) -> Selection:
         elif row['seed'] in cell.seeds:
             cells[cell.name][row['seed']] = row
     return Selection(study, teachers, cells, left_out)
+
+
+def _teacher_of(name: str, rows: Sequence[Row], students: Sequence[tuple[Cell, Row]]) -> Row | None:
+    """Return a teacher's row, or None where there is none or where several may be meant.
+
+    Args:
+        name: The teacher's name.
+        rows: All rows.
+        students: Cells with the rows of their students.
+    """
+    known = [row for row in rows if row['kind'] == 'teacher']
+    learnt = [row['teacher']['hash'] for cell, row in students if cell.teacher == name]
+    by_hash = {row['hash']: row for row in known}
+    for teacher in reversed(learnt):
+        if teacher in by_hash:
+            return by_hash[teacher]
+    named = [row for row in known if row['name'] == name]
+    return named[-1] if named and (learnt or len(named) == 1) else None

@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from calkd_det.commands.random_weights import fill_values
 from calkd_det.commands.zoo.configs import describe_error
 from calkd_det.commands.zoo.student import build_without_weights, student_config
 from calkd_det.knowledge import Activation, Kind
@@ -80,9 +81,7 @@ def _build(model: ConfigDict, kinds: Sequence[Kind], checkpoint: Path) -> nn.Mod
     )
     cfg.distillation = {kind: dict(type=_loss_name(model, kind)) for kind in kinds}
     torch.manual_seed(0)
-    student = MODELS.build(cfg).train()
-    if hasattr(student, 'level_embed'):  # without values before init_weights
-        nn.init.normal_(student.level_embed)
+    student = fill_values(MODELS.build(cfg)).train()
     for module in student.modules():
         if isinstance(module, _BatchNorm) and module.running_var is not None:
             # So that it scales by 1 and folding it rounds nothing: detectors of two stages choose

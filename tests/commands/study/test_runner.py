@@ -470,6 +470,19 @@ def test_a_teacher_whose_weights_are_gone_is_trained_anew_for_its_students(study
     assert {state for _, state in look(runs)} == {'done'}
 
 
+def test_one_run_is_a_teacher_that_students_still_need(study: Study) -> None:
+    """Its row is there, but not its weights, or not its fitted calibrators."""
+    teacher, *others = expand([study])
+    run([teacher])
+    (teacher.folder / 'epoch_2.pth').unlink()
+    run_all([teacher, *others], MACHINE, only=teacher)
+    assert attempts() == [teacher.id] * 2
+    teacher, *others = expand([study, fitted_study(study, 'PlattScaling')])
+    run_all([teacher, *others], MACHINE, only=teacher)
+    assert Path('fits.txt').read_text() == 'x'
+    assert attempts() == [teacher.id] * 2
+
+
 def test_a_teacher_that_comes_out_otherwise_is_refused(study: Study, capsys: Any) -> None:
     runs = expand([study])
     run(runs[:1])
@@ -584,8 +597,11 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dealt(None, 2) == ['0,1', '2,3']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     assert dealt(None) == ['5', '7']
-    with pytest.raises(ConfigError, match='--jobs 3 needs 3 GPUs, but there are 2'):
-        look_at_machine(3)
+    assert dealt(5) == ['5', '7', '5', '7', '5']
+    with pytest.raises(ConfigError, match='--jobs 2 needs 4 GPUs, but there are 2'):
+        look_at_machine(2, 2)
+    with pytest.raises(ConfigError, match='--jobs 1 needs 3 GPUs, but there are 2'):
+        look_at_machine(None, 3)
     with pytest.raises(ConfigError, match='--jobs must be at least 1'):
         look_at_machine(0)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
