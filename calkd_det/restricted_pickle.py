@@ -9,7 +9,8 @@ creates and fills nothing but these.
 from __future__ import annotations
 
 import pickle
-from typing import Any, BinaryIO, Callable, ClassVar
+from collections.abc import Callable
+from typing import Any, BinaryIO, ClassVar
 
 from calkd_det.safe_globals import allowed_globals, current_name
 

@@ -6,6 +6,7 @@ Visual Detection Tasks <https://arxiv.org/abs/2011.10772>`_, TPAMI 2022.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,7 @@ def optimal_lrp(
     order = np.lexsort((-matches.scores, matches.labels))
     labels, scores, ious = (a[order] for a in (matches.labels, matches.scores, matches.ious))
     bounds = np.searchsorted(labels, np.arange(num_classes + 1))
-    for label, (start, end) in enumerate(zip(bounds, bounds[1:])):
+    for label, (start, end) in enumerate(itertools.pairwise(bounds)):
         group = slice(start, end)
         hits = ious[group] > 0
         if not hits.any() or not num_objects[label]:

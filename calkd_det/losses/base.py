@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, Literal, Union
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from calkd_det.errors import ConfigError
 from calkd_det.knowledge import BoxPredictions, Kind, KnowledgeSizes
 
 # The divisor of a head's own classification loss; None where it is not known.
-AvgFactor = Union[float, Tensor, None]
+AvgFactor = float | Tensor | None
 
 
 class DistillationLoss(nn.Module, ABC):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Callable, Optional
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from calkd_det.losses.slopes import with_slopes
 # Takes maps of some channels of a level, each float32 of shape (N, d, h, w), the places that count
 # or None, and a tensor of that shape for the slopes by the first maps. Returns the sum over the
 # channels. Maps are not changed in place.
-CompareChannels = Callable[[Tensor, Tensor, Optional[Tensor], Tensor], Tensor]
+CompareChannels = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
 def iterate_levels(

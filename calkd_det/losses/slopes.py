@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class _WithSlopes(Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # torch's once_differentiable would give a second derivative of zero without an error.
         if torch.is_grad_enabled():
             raise RuntimeError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Union
 
 from mmdet.structures import SampleList
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from calkd_det.taps.refused import (
 from calkd_det.taps.registry import find_tap
 from calkd_det.taps.self_test import check_answers
 
-Answer = Union[HeadAnswer, tuple[Tensor, ...]]
+Answer = HeadAnswer | tuple[Tensor, ...]
 
 
 class KnowledgeTaps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -30,7 +31,7 @@ def draw(rng, num_samples=None, num_classes=None):
 
 def plain_ece(confidences, hits, weights, edges):
     total = 0.0
-    for lower, upper in zip(edges[:-1], edges[1:]):
+    for lower, upper in itertools.pairwise(edges):
         inside = [
             i for i, c in enumerate(confidences) if lower < c <= upper or (lower == c == edges[0])
         ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 FITTED = 'fitted'
 FIGURES = ('temperature', 'paired', 'across', 'reliability')
-Temperature = Union[float, str, None]
+Temperature = float | str | None
 # Figures of a row by name, and what mmdet's CocoMetric calls them.
 METRICS = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'AP75': 'coco/bbox_mAP_75'}
 # What a row of `measure_students` adds, by name: of which samples, and which figure.

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ PREDICTORS = {
     'mAP': 'mAP',
     'RoI accuracy': 'mean_accuracy',
 }
-Test = Union[PairedDifference, Relation, Rivalry]
+Test = PairedDifference | Relation | Rivalry
 RIVALS = (('ECE', 'mAP'), ('ECE', 'RoI accuracy'))
 
 
