@@ -79,9 +79,8 @@ def _shrink_resnet(model: ConfigDict, width: int) -> None:
     )
     model.backbone.norm_cfg.requires_grad = True
     model.neck.update(in_channels=[width * 2**i for i in range(4)], out_channels=16)
-    if (
-        model.type == 'NASFCOS'
-    ):  # whose neck needs larger maps than its head, and the last level the largest images
+    # Its neck needs larger maps than its head, and its last level larger images.
+    if model.type == 'NASFCOS':
         model.neck.update(type='FPN', num_outs=4, norm_cfg=None, conv_cfg=None)
         model.bbox_head.update(
             strides=[8, 16, 32, 64], regress_ranges=((-1, 64), (64, 128), (128, 256), (256, 1e8))

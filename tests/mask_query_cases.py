@@ -48,11 +48,7 @@ def detector_config(
     """
     model = get_config(ZOO[name]).model
     model.backbone.update(
-        depth=18,
-        base_channels=width,
-        style='pytorch',
-        init_cfg=None,
-        frozen_stages=-1,
+        depth=18, base_channels=width, style='pytorch', init_cfg=None, frozen_stages=-1
     )
     model.backbone.norm_cfg.requires_grad = True
     model.data_preprocessor.pop('batch_augments', None)
