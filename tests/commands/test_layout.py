@@ -8,7 +8,7 @@ from pathlib import Path
 import calkd_det
 
 ROOT = Path(calkd_det.__file__).parent
-SHARED = {'engine', 'machine', 'pages'}
+SHARED = {'engine', 'machine', 'pages', 'random_weights'}
 
 
 def imported(path: Path) -> set[str]:
