@@ -1,6 +1,6 @@
 """Dense heads: the cells of dense_retina.py for a GFL, whose scores predict a quality. NOT RUN.
 
-Cost: a teacher and 16 cells x 8 seeds = 128 students.
+Cost: a teacher and 16 cells x 4 seeds = 64 students.
 """
 
 _base_ = './dense_retina.py'
