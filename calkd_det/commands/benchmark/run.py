@@ -155,6 +155,7 @@ def _about(settings: Settings) -> dict[str, Any]:
         'command': settings.command_line,
         'device': device_name(settings.device),
         'threads': settings.threads,
+        'clock': 'time of the processor' if settings.device.type == 'cpu' else 'time that passed',
         'rounds': settings.rounds,
         **installed_versions(),
         'image_size': list(settings.image_size),
@@ -178,5 +179,6 @@ def _caption(about: Mapping[str, Any]) -> str:
     return (
         f'{about["device"]}, {about["threads"]} threads; {about["images"]} images of '
         f'{" × ".join(map(str, about["image_size"]))}, AMP {amp}; medians of {about["rounds"]} '
-        f'rounds; torch {about["torch"]}, mmcv {about["mmcv"]}, mmdet {about["mmdet"]}.'
+        f'rounds, {about["clock"]}; '
+        f'torch {about["torch"]}, mmcv {about["mmcv"]}, mmdet {about["mmdet"]}.'
     )
