@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,35 +15,86 @@ _NUM_BINS = 4096
 _LARGEST_LOGIT = 20.0
 
 
-@torch.no_grad()
-def bin_decisions(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace the decisions of each class whose logits are in one bin by their weighted mean.
+class BinnedDecisions:
+    """Decisions of any number of samples, those with logits in one bin kept as their weighted mean.
 
     Under a calibrator of a class's logit the likelihood of a decision depends on its logit alone.
+    So :func:`~calkd_det.calibration.scaling_fits.fit_streamed` takes :meth:`batches` in place of
+    the samples, and its passes are over the bins. The negative log-likelihoods that it returns are
+    then means over decisions, not over samples.
 
     Args:
-        logits: Float, shape (N, C).
-        labels: int64, shape (N,), in [0, C]; or target probabilities, shape (N, C).
-        weights: Shape (N,).
+        num_classes: Number C of classes with bins of their own, for parameters of each class; 1
+            puts the decisions of all classes into the same bins.
+        num_groups: Number of sets that the groups (images) are dealt to, for intervals. The memory
+            is 98 kB for each class of each set, whatever the number of samples.
 
-    Returns:
-        float64, each of shape (B, C): mean logits, mean targets and total weights of B bins.
+    Example:
+        >>> from calkd_det.calibration.scaling_families import PLATT
+        >>> from calkd_det.calibration.scaling_fits import fit_streamed
+        >>> decisions = BinnedDecisions(num_classes=1)
+        >>> decisions.update(torch.tensor([[2.0], [2.0]]), torch.tensor([0, 1]))
+        >>> decisions.update(torch.tensor([[0.0], [0.0]]), torch.tensor([0, 1]))
+        >>> fit = fit_streamed(PLATT, decisions.batches)
+        >>> {name: round(value, 4) + 0.0 for name, value in fit.parameters.items()}
+        {'a': 0.0, 'b': 0.0}
     """
-    num_classes = logits.shape[1]
-    sums = torch.zeros(3, _NUM_BINS * num_classes, dtype=torch.float64, device=logits.device)
-    columns = torch.arange(num_classes, device=logits.device)
-    for rows in row_chunks(len(logits)):
-        z = logits[rows].double()
-        targets = target_probabilities(labels[rows], num_classes)
-        w = weights[rows].double().unsqueeze(1).expand_as(z)
-        share = (z + _LARGEST_LOGIT) / (2 * _LARGEST_LOGIT)
-        bins = (share * _NUM_BINS).long().clamp(0, _NUM_BINS - 1)
-        index = (bins * num_classes + columns).flatten()
-        for total, values in zip(sums, (w * z, w * targets, w)):
-            total.index_add_(0, index, values.flatten())
-    logit_sum, target_sum, weight = sums.view(3, _NUM_BINS, num_classes)
-    held = (weight > 0).any(dim=1)
-    weight = weight[held]
-    divisor = weight.clamp(min=torch.finfo(weight.dtype).tiny)
-    # Rounding must not take a mean target out of [0, 1].
-    return logit_sum[held] / divisor, (target_sum[held] / divisor).clamp(0, 1), weight
+
+    def __init__(self, num_classes: int, num_groups: int = 1) -> None:
+        self.num_classes = num_classes
+        self.num_groups = num_groups
+        size = num_groups * _NUM_BINS * num_classes
+        self._sums = torch.zeros(3, size, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        """Add samples.
+
+        Args:
+            logits: Float, shape (N, C), or (N, K) with any K if C is 1.
+            labels: int64, shape (N,), in [0, K]; or target probabilities, shape (N, K).
+            weights: Shape (N,), or None for equal weights.
+            groups: int64, shape (N,), ids of the images; needed if there are several sets.
+        """
+        self._sums = self._sums.to(logits.device)
+        for rows in row_chunks(len(logits)):
+            z = logits[rows].double()
+            targets = target_probabilities(labels[rows], z.shape[1])
+            w = z.new_ones(len(z)) if weights is None else weights[rows].double()
+            w = w.unsqueeze(1).expand_as(z)
+            index = _bins_of(logits[rows])
+            if self.num_groups > 1:
+                index += (groups[rows] % self.num_groups * _NUM_BINS).unsqueeze(1)
+            if self.num_classes > 1:
+                index *= self.num_classes
+                index += torch.arange(self.num_classes, device=index.device)
+            index = index.flatten()
+            for total, values in zip(self._sums, (w * z, w * targets, w)):
+                total.scatter_add_(0, index, values.flatten())
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return the bins as samples of one batch.
+
+        Yields:
+            Mean logits, mean targets and total weights, float64, shape (B, C), and the sets of
+            groups, int64, shape (B,).
+        """
+        logit_sum, target_sum, weight = self._sums.view(3, -1, self.num_classes)
+        held = (weight > 0).any(dim=1)
+        weight = weight[held]
+        divisor = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        groups = held.nonzero().squeeze(1) // _NUM_BINS
+        # Rounding must not take a mean target out of [0, 1].
+        targets = (target_sum[held] / divisor).clamp(0, 1)
+        yield logit_sum[held] / divisor, targets, weight, groups
+
+
+def _bins_of(logits: Tensor) -> Tensor:
+    scaled = logits.float() * (_NUM_BINS / (2 * _LARGEST_LOGIT))
+    return scaled.add_(_NUM_BINS / 2).clamp_(0, _NUM_BINS - 1).long()

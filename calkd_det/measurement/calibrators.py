@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from calkd_det.calibration import (
     TemperatureFit,
     foreground_background,
 )
-from calkd_det.calibration.binned_decisions import bin_decisions
+from calkd_det.calibration.binned_decisions import BinnedDecisions
 from calkd_det.calibration.choice import (
     Calibration,
     HeldOutErrors,
@@ -309,11 +309,9 @@ def _fit_binned(
     weights: Tensor,
 ) -> dict[str, ScalingFit]:
     """Return the fits to binned decisions by the field of the file, the temperature first."""
-    binned = bin_decisions(logits, labels, weights)
-
-    def batches() -> Iterator[tuple[Tensor, ...]]:
-        yield *binned, torch.arange(len(binned[0]))
-
+    decisions = BinnedDecisions(logits.shape[1])
+    decisions.update(logits, labels, weights)
+    batches = decisions.batches
     fits = {'temperature': fit_streamed(TEMPERATURE['sigmoid'], batches, num_resamples=0)}
     for cls, family, per_class in kinds:
         field = f'class_{cls.field}' if per_class else cls.field

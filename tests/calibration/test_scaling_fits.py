@@ -23,7 +23,7 @@ from calkd_det.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from calkd_det.calibration.binned_decisions import bin_decisions
+from calkd_det.calibration.binned_decisions import BinnedDecisions
 from calkd_det.calibration.scaling_families import BACKGROUND_BIAS, BETA, PLATT, TEMPERATURE
 from calkd_det.calibration.scaling_fits import fit_global_temperature, fit_scaling, fit_streamed
 
@@ -182,14 +182,15 @@ def test_streamed_equals_whole(name: str) -> None:
 def test_binned_decisions_have_the_fit_of_all(name: str, per_class: bool) -> None:
     logits, labels, weights = draw(name, 5000, 3, seed=0)
     logits[:5] = 40.0  # beyond the bins
-    binned = bin_decisions(logits, labels, weights)
-    assert float(binned[2].sum()) == pytest.approx(3 * float(weights.sum()))
-
-    def batches() -> Iterator[tuple[Tensor, ...]]:
-        yield *binned, torch.arange(len(binned[0]))
+    decisions = BinnedDecisions(3)
+    for rows in torch.arange(5000).split(611):
+        decisions.update(logits[rows], labels[rows], weights[rows])
+    assert sum(float(batch[2].sum()) for batch in decisions.batches()) == pytest.approx(
+        3 * float(weights.sum())
+    )
 
     options = dict(per_class=per_class, num_resamples=0)
-    found = fit_streamed(FAMILIES[name], batches, **options)
+    found = fit_streamed(FAMILIES[name], decisions.batches, **options)
     expected = fit_scaling(FAMILIES[name], logits, labels, weights=weights, **options)
     for parameter, value in expected.parameters.items():
         assert found.parameters[parameter] == pytest.approx(value, rel=1e-3, abs=1e-3)
@@ -200,6 +201,31 @@ def test_binned_decisions_have_the_fit_of_all(name: str, per_class: bool) -> Non
     warm = fit_streamed(FAMILIES[name], whole, start=found.theta, **options)
     for parameter, value in expected.parameters.items():
         assert warm.parameters[parameter] == pytest.approx(value, rel=1e-6, abs=1e-6)
+
+
+@SIGMOID
+def test_binned_decisions_of_images_have_the_intervals_of_all(name: str) -> None:
+    """The classes share bins, and images differ: each has a shift of its own."""
+    logits, labels, weights = draw(name, 5000, 3, seed=0)
+    images = torch.arange(5000) % 90
+    logits += torch.randn(90, 1, generator=torch.Generator().manual_seed(1))[images]
+    decisions = BinnedDecisions(1, num_groups=100)
+    decisions.update(logits, labels, weights, images)
+    found = fit_streamed(FAMILIES[name], decisions.batches)
+    expected = fit_scaling(FAMILIES[name], logits, labels, weights=weights, groups=images)
+    assert found.parameters == pytest.approx(expected.parameters, rel=1e-3, abs=1e-3)
+    for parameter, interval in expected.intervals.items():
+        assert found.intervals[parameter] == pytest.approx(interval, rel=1e-3, abs=1e-3)
+
+
+def test_binned_decisions_take_labels_and_no_weights() -> None:
+    logits, targets, _ = draw('platt', 3000, 3, seed=2)
+    labels = torch.where(targets.sum(dim=1) > 0, targets.argmax(dim=1), 3)
+    decisions = BinnedDecisions(3)
+    decisions.update(logits, labels)
+    found = fit_streamed(PLATT, decisions.batches, num_resamples=0)
+    expected = fit_platt_scaling(logits, labels, num_resamples=0)
+    assert found.parameters == pytest.approx(expected.parameters, rel=1e-3, abs=1e-3)
 
 
 @EVERY
