@@ -1,4 +1,4 @@
-"""Dense heads: the cells of dense_retina.py for a GFL, whose scores predict a quality. NOT RUN.
+"""Dense heads: the cells of dense_retina.py for a GFL, whose scores predict a quality.
 
 Cost: a teacher and 16 cells x 4 seeds = 64 students.
 """

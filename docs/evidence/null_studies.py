@@ -23,8 +23,11 @@ from calkd_det.commands.study.settings import read_study
 from calkd_det.commands.study.statistics import SIGNIFICANCE, common_spread
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDIES = ('controlled', 'teachers', 'methods', 'knowledge_faster', 'knowledge_retina')
-COUNT = 1000
+STUDIES = (
+    'controlled', 'teachers', 'methods', 'knowledge_faster', 'knowledge_retina', 'knowledge_dino',
+    'dense_retina', 'dense_gfl',
+)  # fmt: skip
+COUNT = 2000
 SEED = 0
 NOISE = {False: 'alike', True: "each cell's own"}
 
