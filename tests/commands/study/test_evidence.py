@@ -119,3 +119,26 @@ def test_the_gains_on_the_front_page_are_those_of_the_study(path: str) -> None:
         f"gained {classes} points of mAP from the teacher's classes, {features} from its features "
         f'and {both} from both'
     ) in text
+
+
+def test_the_figures_on_the_page_of_losses_are_those_of_the_study() -> None:
+    table = block(ROOT / 'docs' / 'evidence.md', 'dense-gfl tables')
+    rows = re.findall(
+        r'^\| (.+?) +\| +([+−][\d.]+) \| ([+−][\d.]+) to ([+−][\d.]+) \|', table, re.M
+    )
+    points = {name: (mean, low, high) for name, mean, low, high in rows}
+    fitted = [value.lstrip('+') for value in points['fitted T − T = 1']]
+    gains = [
+        mean.lstrip('+')
+        for name, (mean, *_) in points.items()
+        if re.fullmatch('(difference|foreground|all), (Platt|beta) − .*', name)
+    ]
+    losses = [mean.lstrip('−') for name, (mean, *_) in points.items() if ', T = 1.5 − ' in name]
+    assert (len(gains), len(losses)) == (6, 3)
+    text = ' '.join((ROOT / 'docs' / 'losses.md').read_text('utf-8').split())
+    for sentence in (
+        '{} points higher than at T = 1 (95 % interval {} to {}'.format(*fitted),
+        f'lower than at T = 1 with each weighting, by {min(losses)} to {max(losses)}',
+        f'Platt scaling and beta calibration gain {min(gains)} to {max(gains)} over T = 1',
+    ):
+        assert sentence in text, sentence
