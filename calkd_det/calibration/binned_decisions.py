@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from calkd_det.calibration.scores import row_chunks
 from calkd_det.calibration.targets import target_probabilities
+from calkd_det.calibration.validation import check_samples
 
 # Bins of 0.01 in the logit change fitted parameters by less than 1e-3.
 _NUM_BINS = 4096
@@ -62,14 +64,21 @@ class BinnedDecisions:
             labels: int64, shape (N,), in [0, K]; or target probabilities, shape (N, K).
             weights: Shape (N,), or None for equal weights.
             groups: int64, shape (N,), ids of the images; needed if there are several sets.
+
+        Raises:
+            ValueError: Logits that are not finite, bad shapes, dtypes, labels, targets or weights,
+                another number of classes, or no groups for several sets.
         """
+        labels, weights, groups = check_samples(logits, labels, weights, groups, 'sigmoid')
+        if self.num_classes not in (1, logits.shape[1]):
+            raise ValueError(f'expected {self.num_classes} classes, got {logits.shape[1]}.')
+        if self.num_groups > 1 and groups is None:
+            raise ValueError(f'groups must be given, to be dealt to {self.num_groups} sets.')
         self._sums = self._sums.to(logits.device)
-        for start in range(0, len(logits), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        for rows in row_chunks(len(logits), _ROWS_AT_ONCE):
             z = logits[rows].double()
             targets = target_probabilities(labels[rows], z.shape[1])
-            w = z.new_ones(len(z)) if weights is None else weights[rows].double()
-            w = w.unsqueeze(1).expand_as(z)
+            w = weights[rows].unsqueeze(1).expand_as(z)
             index = _bins_of(logits[rows])
             if self.num_groups > 1:
                 index += (groups[rows] % self.num_groups * _NUM_BINS).unsqueeze(1)

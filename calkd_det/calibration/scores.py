@@ -15,9 +15,9 @@ from calkd_det.knowledge import Activation
 CHUNK_ROWS = 4096  # a few MB stay in the cache; four times as many rows are twice as slow
 
 
-def row_chunks(num_rows: int) -> Iterator[slice]:
+def row_chunks(num_rows: int, size: int = CHUNK_ROWS) -> Iterator[slice]:
     """Return slices over the rows of a matrix, so that float64 copies stay small."""
-    return (slice(start, start + CHUNK_ROWS) for start in range(0, num_rows, CHUNK_ROWS))
+    return (slice(start, start + size) for start in range(0, num_rows, size))
 
 
 def class_scores(logits: Tensor, activation: Activation) -> Tensor:

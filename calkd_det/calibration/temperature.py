@@ -18,9 +18,8 @@ from calkd_det.calibration.scores import (
 )
 from calkd_det.calibration.validation import (
     check_choice,
-    check_groups,
     check_labels_or_targets,
-    check_matrix,
+    check_samples,
     check_weights,
 )
 from calkd_det.knowledge import Activation
@@ -125,11 +124,7 @@ class TemperatureAccumulator:
 
         Logits are evaluated in their own dtype, half precision in float32. Sums are in float64.
         """
-        check_matrix('logits', logits)
-        labels = check_labels_or_targets(labels, logits, self.activation)
-        weights = check_weights(weights, logits)
-        if groups is not None:
-            groups = check_groups(groups, len(labels)).to(logits.device)
+        labels, weights, groups = check_samples(logits, labels, weights, groups, self.activation)
         self._check_same_stream(logits.shape[1], groups is not None)
         for rows in row_chunks(len(labels)):
             self._update_chunk(

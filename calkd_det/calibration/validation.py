@@ -62,6 +62,29 @@ def check_weights(weights: Tensor | None, reference: Tensor) -> Tensor:
     return weights
 
 
+def check_samples(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, groups: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return targets, float64 weights and int64 groups of samples of a stream after checking all.
+
+    Args:
+        logits: Shape (N, C), see :func:`check_matrix`.
+        labels: See :func:`check_targets`.
+        weights: Shape (N,), >= 0; or None for equal weights. All may be zero.
+        groups: Integers, shape (N,); or None, which stays None.
+        activation: ``'softmax'`` or ``'sigmoid'``.
+
+    Raises:
+        ValueError: Wrong shape, dtype or range of any of them.
+    """
+    check_matrix('logits', logits)
+    labels = check_labels_or_targets(labels, logits, activation)
+    weights = check_weights(weights, logits)
+    if groups is not None:
+        groups = check_groups(groups, len(labels)).to(logits.device)
+    return labels, weights, groups
+
+
 def check_targets(
     values: Tensor, labels: Tensor, weights: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:

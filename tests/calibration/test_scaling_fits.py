@@ -228,6 +228,21 @@ def test_binned_decisions_take_labels_and_no_weights() -> None:
     assert found.parameters == pytest.approx(expected.parameters, rel=1e-3, abs=1e-3)
 
 
+def test_binned_decisions_refuse_what_would_fall_into_a_wrong_bin() -> None:
+    logits, targets, _ = draw('platt', 8, 3, seed=2)
+    not_finite = logits.clone()
+    not_finite[5, 1] = float('nan')
+    for sizes, samples, message in (
+        ((3,), (not_finite, targets), r'logits: 1 of 24 values not finite, first at \(5, 1\)'),
+        ((3,), (logits, torch.full((8,), 4)), r'labels: 8 of 8 values outside \[0, 3\]'),
+        ((3,), (logits, targets, -torch.ones(8)), 'weights: 8 of 8 values negative'),
+        ((4,), (logits, targets), 'expected 4 classes, got 3'),
+        ((3, 2), (logits, targets), 'groups must be given, to be dealt to 2 sets'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BinnedDecisions(*sizes).update(*samples)
+
+
 @EVERY
 def test_the_calibrator_has_the_likelihood_of_the_fit(name: str) -> None:
     fit, cls, _ = FITS[name]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from calkd_det.commands.benchmark.memory import peak_bytes
 from calkd_det.commands.benchmark.subject import Subject, check_config, with_random_teacher
 from calkd_det.commands.benchmark.tables import step_table
-from calkd_det.commands.benchmark.timing import alternate
+from calkd_det.commands.benchmark.timing import alternate, clock_of
 from calkd_det.commands.benchmark.ways import DEFAULT, STEPS, STUDENT, part_steps
 from calkd_det.commands.pages import fill_blocks
 from calkd_det.stack import installed_versions
@@ -155,7 +155,7 @@ def _about(settings: Settings) -> dict[str, Any]:
         'command': settings.command_line,
         'device': device_name(settings.device),
         'threads': settings.threads,
-        'clock': 'time of the processor' if settings.device.type == 'cpu' else 'time that passed',
+        'clock': clock_of(settings.device)[1],
         'rounds': settings.rounds,
         **installed_versions(),
         'image_size': list(settings.image_size),

@@ -34,7 +34,7 @@ def alternate(
     Returns:
         Seconds of each round by name, and what the last call of each step gave.
     """
-    clock = time.process_time if device.type == 'cpu' else time.perf_counter
+    clock, _ = clock_of(device)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, float | None] = {}
     names = list(steps)
@@ -49,6 +49,13 @@ def alternate(
             if index >= 0:
                 seconds[name].append(clock() - start)
     return seconds, losses
+
+
+def clock_of(device: torch.device) -> tuple[Callable[[], float], str]:
+    """Return the clock that steps on a device are timed by, and what it measures, in words."""
+    if device.type == 'cpu':
+        return time.process_time, 'time of the processor'
+    return time.perf_counter, 'time that passed'
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
