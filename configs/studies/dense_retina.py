@@ -24,7 +24,6 @@ main = ('difference', 'foreground')
 study = dict(
     name='dense-retinanet',
     title='Dense heads: RetinaNet',
-    seeds=[0, 1, 2, 3],
     question='Does the fitted T make a better teacher of a RetinaNet than T = 1?',
     primary=dict(
         of=[f'{weighting}, fitted T' for weighting in main],

@@ -1,7 +1,7 @@
 """The student's own calibration: does a calibrated teacher hand it on? NOT RUN.
 
 One teacher, its logits divided by T: its accuracy stays, its confidence is right, too high or too
-low. Cost: the two teachers of controlled.py and 7 cells x 8 seeds = 56 students.
+low. Cost: the two teachers of controlled.py and 7 cells x 4 seeds = 28 students.
 """
 
 _base_ = './_base_/measured.py'

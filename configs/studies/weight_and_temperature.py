@@ -5,7 +5,7 @@ the truth where p is, by the Brier score on the images that are distilled, and T
 alone; the more so, the larger λ is. So the images are those that the teacher has not seen
 (unseen_images.py), where its held-out Brier score is the right one. The control standardises logits,
 so that T cancels: its two cells must not differ. Cost: the over-confident teacher of controlled.py
-and 12 cells x 8 seeds = 96 students, 32 of which are runs of unseen_images.py.
+and 12 cells x 4 seeds = 48 students, 16 of which are runs of unseen_images.py.
 """
 
 _base_ = './_base_/measured.py'
@@ -28,10 +28,7 @@ study = dict(
             none='Leave the weight at 1.',
         ),
     ),
-    student=dict(
-        name='r18-8, unseen images, boxes measured',
-        cfg_options={'train_dataloader.dataset.indices': list(range(1000, 1500))},
-    ),
+    student=_base_.unseen_student,
     teachers=[_base_.fashion_teachers[teacher]],
     cells=[
         dict(name='alone'),

@@ -43,8 +43,7 @@ def test_a_planned_study_has_its_question_size_and_outcomes(name: str) -> None:
     found = study(name)
     assert found.question.endswith('?')
     assert set(found.primary.advice) == {'higher', 'lower', 'none'}
-    size = 4 if name.startswith('dense') else 8
-    assert {cell.seeds for cell in found.cells.values()} == {tuple(range(size))}
+    assert {cell.seeds for cell in found.cells.values()} == {tuple(range(4))}
     assert found.target == 0.5
     assert found.measure_students
     assert {'D-ECE', 'LaECE'} < set(found.metrics)
