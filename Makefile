@@ -25,6 +25,8 @@ endif
 OWN := $(wildcard requirements/$(STACK).txt)
 LEFT_OUT := $(if $(filter onedl,$(STACK)),^mm,^$$)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# pip keeps wheels that it built by their version alone, but one of mmcv fits a single torch.
+MMCV_CACHE = --cache-dir "$${XDG_CACHE_HOME:-$$HOME/.cache}/calkd-det/torch-$$($(VENV)/bin/python -c 'import torch; print(torch.__version__)')"
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/oracles
 
@@ -83,7 +85,7 @@ $(READY): requirements/tested.txt requirements/docs.txt $(OWN) setup.py pyprojec
 	$(PIP) install --no-deps -r $(VENV)/tested.txt -r requirements/docs.txt
 	$(if $(OWN),$(PIP) install --no-deps -r $(OWN))
 	@echo 'Compiling the operators of mmcv, if pip has no wheel of them yet: about ten minutes'
-	MMCV_WITH_OPS=1 $(PIP) install --no-deps --no-build-isolation $(MMCV)
+	MMCV_WITH_OPS=1 $(PIP) install --no-deps --no-build-isolation --force-reinstall $(MMCV_CACHE) $(MMCV)
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	cd / && '$(CURDIR)/$(VENV)/bin/python' -W ignore -c 'import calkd_det; print("CalKD-Det", calkd_det.__version__, "is ready")'
 	@touch $@
