@@ -1,7 +1,7 @@
 """The student's own calibration: does a calibrated teacher hand it on? NOT RUN.
 
 One teacher, its logits divided by T: its accuracy stays, its confidence is right, too high or too
-low. Cost: the two teachers of controlled.py and 7 cells x 4 seeds = 28 students.
+low. Cost: two teachers and 7 cells x 4 seeds = 28 students.
 """
 
 _base_ = './_base_/measured.py'
@@ -29,7 +29,7 @@ study = dict(
             none='Calibrate the student itself after training, whatever its teacher.',
         ),
     ),
-    teachers=[_base_.fashion_teachers[name] for name in temperatures],
+    teachers=[_base_.measured_teachers[name] for name in temperatures],
     cells=[
         dict(name='alone'),
         *(

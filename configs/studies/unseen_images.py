@@ -1,8 +1,8 @@
 """Unseen images: an over-confident teacher distilled on images that it was not trained on. NOT RUN.
 
 The teacher learnt 400 images by heart, the students learn from 500 others, so that the T that is
-fitted on held-out images is the right one for what is distilled. Cost: the over-confident teacher of
-controlled.py and 6 cells x 4 seeds = 24 students. The weights of the last epochs are kept for
+fitted on held-out images is the right one for what is distilled. Cost: an over-confident teacher and
+6 cells x 4 seeds = 24 students. The weights of the last epochs are kept for
 docs/evidence/spread.py.
 """
 
@@ -28,7 +28,7 @@ study = dict(
     ),
     student=_base_.unseen_student,
     keep_weights=True,
-    teachers=[_base_.fashion_teachers[teacher]],
+    teachers=[_base_.measured_teachers[teacher]],
     cells=[
         dict(name='alone'),
         *(

@@ -4,8 +4,8 @@ A student whose target is (y + λ p) / (1 + λ), y the label and p the teacher's
 the truth where p is, by the Brier score on the images that are distilled, and T enters through that
 alone; the more so, the larger λ is. So the images are those that the teacher has not seen
 (unseen_images.py), where its held-out Brier score is the right one. The control standardises logits,
-so that T cancels: its two cells must not differ. Cost: the over-confident teacher of controlled.py
-and 12 cells x 4 seeds = 48 students, 16 of which are runs of unseen_images.py.
+so that T cancels: its two cells must not differ. Cost: the over-confident teacher of
+unseen_images.py and 12 cells x 4 seeds = 48 students, 16 of which are runs of unseen_images.py.
 """
 
 _base_ = './_base_/measured.py'
@@ -29,7 +29,7 @@ study = dict(
         ),
     ),
     student=_base_.unseen_student,
-    teachers=[_base_.fashion_teachers[teacher]],
+    teachers=[_base_.measured_teachers[teacher]],
     cells=[
         dict(name='alone'),
         *(
