@@ -111,7 +111,7 @@ class DistillationMixin:
         has_weights = self.is_init
         with without_learnt_parts(self):
             super().init_weights()
-        register_learnt_parts_hook()
+        register_learnt_parts_hook(self.learnt_parts)
         self._tell_alone()
         if self.distilling:
             check_tracker(self)

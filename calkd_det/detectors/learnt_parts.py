@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+from mmengine._strategy import DeepSpeedStrategy
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -145,10 +146,23 @@ class LearntPartsHook(Hook):
             ) from error
 
 
-def register_learnt_parts_hook() -> None:
-    """Add a :class:`LearntPartsHook` to the calling Runner, if there is one without it."""
+def register_learnt_parts_hook(parts: LearntParts | None) -> None:
+    """Add a :class:`LearntPartsHook` to the calling Runner, if there is one without it.
+
+    Raises:
+        ConfigError: There are learnt parts, and mmengine's ``DeepSpeedStrategy`` is to train them.
+            It saves and loads checkpoints without calling any hook.
+    """
     runner = calling_runner()
-    if runner is not None and not any(isinstance(hook, LearntPartsHook) for hook in runner.hooks):
+    if runner is None:
+        return
+    if parts is not None and isinstance(getattr(runner, 'strategy', None), DeepSpeedStrategy):
+        raise ConfigError(
+            f'model.distillation: {", ".join(parts)} has learnt parts, which DeepSpeedStrategy '
+            'does not save, so that a resumed run would begin with new ones. Train with another '
+            'strategy, or take losses without learnt parts'
+        )
+    if not any(isinstance(hook, LearntPartsHook) for hook in runner.hooks):
         runner.register_hook(LearntPartsHook())
 
 

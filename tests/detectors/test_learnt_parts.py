@@ -6,17 +6,20 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
 import pytest
 import torch
+from mmengine._strategy import DeepSpeedStrategy
 from mmengine.config import ConfigDict
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
+from calkd_det.detectors import learnt_parts
 from calkd_det.errors import ConfigError
 
 Teacher = tuple[nn.Module, Path]
@@ -261,3 +264,17 @@ def test_a_name_with_a_dot_is_refused(distilled: ConfigDict) -> None:
     distilled.distillation = {'p.2': FEATURES['mgd']}
     with pytest.raises(ConfigError, match=r"must have no dot, but one is 'p\.2'"):
         helpers.build(distilled)
+
+
+def test_deepspeed_is_refused_as_it_would_not_save_them(
+    detector: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its strategy calls no hook where it saves or loads a checkpoint."""
+    strategy = object.__new__(DeepSpeedStrategy)
+    runner = SimpleNamespace(strategy=strategy, hooks=[], register_hook=None)
+    monkeypatch.setattr(learnt_parts, 'calling_runner', lambda: runner)
+    with pytest.raises(ConfigError, match='has learnt parts, which DeepSpeedStrategy does not'):
+        learnt_parts.register_learnt_parts_hook(detector.learnt_parts)
+    runner.register_hook = runner.hooks.append
+    learnt_parts.register_learnt_parts_hook(None)
+    assert [type(hook) for hook in runner.hooks] == [learnt_parts.LearntPartsHook]
