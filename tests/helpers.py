@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.registry import MODELS
@@ -178,3 +179,21 @@ def distilled_config(teacher_model: ConfigDict, checkpoint: Path, **changes: Any
     for key, value in changes.items():
         extra[key] = {**extra[key], **value} if isinstance(value, dict) else value
     return detector_config('CalKDFasterRCNN', **extra)
+
+
+def cpu_autocast(dtype: torch.dtype) -> torch.autocast:
+    """Return autocast on the CPU; skip the test where torch has none of that dtype there."""
+    try:
+        with torch.autocast('cpu', dtype):
+            pass
+    except RuntimeError:  # float16 until torch 2.2
+        pytest.skip(f'torch {torch.__version__} has no {dtype} autocast on the CPU')
+    return torch.autocast('cpu', dtype)
+
+
+def switch_off_fast_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let attention in eval mode compute as in training, without torch's fast path."""
+    if hasattr(torch.backends, 'mha'):
+        monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
+    else:  # torch 2.1 asks this, too, before it takes that path
+        monkeypatch.setattr(torch.overrides, 'has_torch_function', lambda tensors: True)

@@ -31,6 +31,8 @@ def load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
 
     The way of older versions runs on this torch: what it gives to ``torch.load`` they take, too.
     """
+    if request.param != 'below 2.6' and not safe_loading.torch_takes_named_globals():
+        pytest.skip(f'torch {torch.__version__} takes no names of globals')
     if request.param == 'torch':
         return by_torch
     named = request.param == '2.6 or later'
@@ -199,6 +201,8 @@ def test_a_tar_of_an_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def _own_getattr() -> Iterator[None]:
+    if not safe_loading.torch_takes_named_globals():
+        pytest.skip(f'torch {torch.__version__} takes no names of globals')
     with torch.serialization.safe_globals([getattr]):
         yield
 

@@ -108,7 +108,7 @@ class TestEveryKind:
         # Folding rounds, and a GIoU has a slope of its own next to its best value.
         monkeypatch.setattr(network, 'fold_batchnorm', lambda detector: detector)
         # So does torch's attention of eval mode, and an L1 distance has one, too.
-        monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
+        helpers.switch_off_fast_attention(monkeypatch)
         itself = copy.deepcopy(pair.detector)
         pair.case.spread_boxes(itself, seed=4)
         save(itself, tmp_path / 'teacher.pth', helpers.CLASSES)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from feature_maps import BOXES, as_float, make_maps, make_valid
@@ -173,7 +174,7 @@ def test_is_float32_whatever_autocast_says(
     student, teacher = as_float(make_maps(width, seed=1)), as_float(make_maps(seed=2))
     loss = build(cls, width)
     expected = call(loss, student, teacher, None, BOXES)
-    with torch.autocast('cpu', dtype=dtype):
+    with helpers.cpu_autocast(dtype):
         assert torch.equal(call(loss, student, teacher, None, BOXES), expected)
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,10 +147,15 @@ def traced_bytes(function: Callable[[], object]) -> tuple[int, int]:
     events = profiler.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == '[memory]']
     peak = current = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
+    for change in sorted(changes, key=_start):
         current += change.nbytes()
         peak = max(peak, current)
     return peak, current
+
+
+def _start(event: Any) -> int:
+    # torch 2.1 has microseconds only.
+    return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
 
 
 def cost_table(costs: Sequence[LossCost], samples: int, classes: int, dtype: torch.dtype) -> str:
