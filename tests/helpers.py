@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 CLASSES = ('cat', 'dog', 'bird')
 # A ResNet-18 of one block a stage, which has every kind of its layers.
@@ -197,3 +198,13 @@ def switch_off_fast_attention(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
     else:  # torch 2.1 asks this, too, before it takes that path
         monkeypatch.setattr(torch.overrides, 'has_torch_function', lambda tensors: True)
+
+
+def leave_process_group() -> None:
+    """Destroy the process group, once no wrapped model of the caller is left.
+
+    A wrapped model that is freed last destroys the group with Python's lock held, and waits for
+    gloo's thread, which may wait for that lock.
+    """
+    gc.collect()
+    distributed.destroy_process_group()

@@ -186,7 +186,8 @@ def train_rank(rank: int, backend: str, cfg: ConfigDict, folder: Path) -> None:
     torch.save(
         {name: p.detach().cpu() for name, p in detector.named_parameters()}, folder / f'{rank}'
     )
-    distributed.destroy_process_group()
+    del model
+    helpers.leave_process_group()
 
 
 @pytest.mark.parametrize('backend', ['nccl', 'gloo'])

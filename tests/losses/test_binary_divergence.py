@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from test_binary_kd_loss import WEIGHTINGS, every_weighting, reference, samples
@@ -239,7 +240,8 @@ def train_half(rank: int, folder: Path) -> None:
         loss(model(features[rows]), *(value[rows] for value in others)).backward()
         gradients[weighting] = linear.weight.grad.clone()
     torch.save(gradients, folder / f'{rank}.pt')
-    distributed.destroy_process_group()
+    del model
+    helpers.leave_process_group()
 
 
 @pytest.mark.slow

@@ -77,7 +77,8 @@ def work(rank: int, cfg: ConfigDict, folder: Path) -> None:
         logs = train(model, detector, batch(counts[rank], seed=rank))
         results[name] = dict(logs=logs, state=detector.state_dict())
     torch.save(results, folder / f'{rank}.pt')
-    distributed.destroy_process_group()
+    del model
+    helpers.leave_process_group()
 
 
 @pytest.fixture(scope='module')
