@@ -23,6 +23,8 @@ from mmengine.hub import get_config
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, distributed, nn
 
+from calkd_det import safe_loading
+
 CLASSES = ('cat', 'dog', 'bird')
 # A ResNet-18 of one block a stage, which has every kind of its layers.
 SMALL_RESNET = 10
@@ -208,3 +210,10 @@ def leave_process_group() -> None:
     """
     gc.collect()
     distributed.destroy_process_group()
+
+
+def read_as_newer_torch(monkeypatch: pytest.MonkeyPatch, newer: bool) -> None:
+    """Read checkpoints as with torch 2.6 or later, or as below; skip what this torch cannot do."""
+    if newer and not safe_loading.torch_takes_named_globals():
+        pytest.skip(f'torch {torch.__version__} takes no names of globals')
+    monkeypatch.setattr(safe_loading, 'torch_takes_named_globals', lambda: newer)

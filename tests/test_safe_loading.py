@@ -31,13 +31,8 @@ def load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
 
     The way of older versions runs on this torch: what it gives to ``torch.load`` they take, too.
     """
-    if request.param != 'below 2.6' and not safe_loading.torch_takes_named_globals():
-        pytest.skip(f'torch {torch.__version__} takes no names of globals')
-    if request.param == 'torch':
-        return by_torch
-    named = request.param == '2.6 or later'
-    monkeypatch.setattr(safe_loading, 'torch_takes_named_globals', lambda: named)
-    return load_checkpoint
+    helpers.read_as_newer_torch(monkeypatch, request.param != 'below 2.6')
+    return by_torch if request.param == 'torch' else load_checkpoint
 
 
 def test_what_a_runner_saves_is_loaded(load: Callable, tmp_path: Path) -> None:

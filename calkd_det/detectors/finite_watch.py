@@ -90,5 +90,8 @@ def _all_finite(values: Tensor) -> Tensor:
     """Return whether all values are finite, a bool scalar, without a tensor of their size."""
     if values.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=values.device)
+    values = values.detach()
+    if values.dtype == torch.float16 and not values.is_cuda:
+        values = values.float()  # torch 2.1 has no aminmax of float16 there
     # Minimum and maximum are NaN where any value is NaN.
-    return torch.stack(torch.aminmax(values.detach())).isfinite().all()
+    return torch.stack(torch.aminmax(values)).isfinite().all()

@@ -368,7 +368,7 @@ def test_nested_dicts_and_arrays_in_the_meta_information_are_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(safe_loading, 'torch_takes_named_globals', lambda: named)
+    helpers.read_as_newer_torch(monkeypatch, named)
     meta = ConfigDict(classes=helpers.CLASSES, groups=dict(a=1), matrix=np.eye(3, dtype='i2'))
     content = dict(meta=dict(dataset_meta=meta), state_dict=state_dict(teacher[0]))
     torch.save(content, tmp_path / 'teacher.pth')

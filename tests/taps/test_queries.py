@@ -171,8 +171,9 @@ def not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures('not_folded')
 @pytest.mark.parametrize('name', ['DINO', 'DDQ'])
 def test_all_layers_and_denoising_queries_of_a_detector_that_teaches_itself(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    helpers.switch_off_fast_attention(monkeypatch)
     cfg = query_cases.detector_config(name)
     path = tmp_path / 'teacher.pth'
     itself = helpers.build(cfg)

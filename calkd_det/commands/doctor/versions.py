@@ -9,8 +9,8 @@ from mmcv.ops import get_compiling_cuda_version
 
 from calkd_det.commands.doctor.finding import Finding
 
-# Tested together: those of make env, which a test compares.
-TESTED_VERSIONS = {
+# Tested together: those of make env, which a test compares, and of its STACK=classic.
+CURRENT = {
     'python': '3.11',
     'torch': '2.13.0',
     'mmengine': '0.10.7',
@@ -18,22 +18,26 @@ TESTED_VERSIONS = {
     'mmdet': '3.3.0',
     'numpy': '2.4.6',
 }
+CLASSIC = {**CURRENT, 'torch': '2.1.2', 'numpy': '1.26.4'}
 
 
 def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:
     """Compare versions with those tested together, without build tags such as ``+cpu``."""
     names = ', '.join(f'{name} {version}' for name, version in installed.items())
     yield Finding('ok', 'versions', names)
-    other = [
-        f'{name} {version} (tested: {TESTED_VERSIONS[name]})'
-        for name, version in installed.items()
-        if name in TESTED_VERSIONS
-        and not f'{version.split("+")[0]}.'.startswith(f'{TESTED_VERSIONS[name]}.')
-    ]
+    other = min((_untested(installed, stack) for stack in (CURRENT, CLASSIC)), key=len)
     if other:
         yield Finding('warning', 'versions', f'not those tested together: {", ".join(other)}')
     else:
         yield Finding('ok', 'versions', 'these were tested together')
+
+
+def _untested(installed: Mapping[str, str], stack: Mapping[str, str]) -> list[str]:
+    return [
+        f'{name} {version} (tested: {stack[name]})'
+        for name, version in installed.items()
+        if name in stack and not f'{version.split("+")[0]}.'.startswith(f'{stack[name]}.')
+    ]
 
 
 def check_device(device: torch.device) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from calkd_det import config_path
 from calkd_det.commands.doctor.finding import Finding, verdict
 from calkd_det.commands.doctor.quality import check_map, evaluate_boxes, read_validation_images
 from calkd_det.commands.doctor.teacher import check_classes, check_inputs
-from calkd_det.commands.doctor.versions import TESTED_VERSIONS, check_versions
+from calkd_det.commands.doctor.versions import CLASSIC, CURRENT, check_versions
 from calkd_det.detectors.judgement import Judgement
 from calkd_det.measurement.held_out import HeldOutData, sha256_of
 from calkd_det.teachers.class_map import match_classes
@@ -283,15 +283,19 @@ def test_what_differs_in_the_images() -> None:
 def test_the_tested_versions_are_those_of_make_env() -> None:
     lines = (ROOT / 'requirements' / 'tested.txt').read_text().splitlines()
     makefile = (ROOT / 'Makefile').read_text()
-    current = makefile[makefile.index('ifeq ($(STACK),current)') : makefile.index('else ifeq')]
-    lines += re.findall(r'\?= (\w+==\S+)', current)
-    pinned = dict(line.split('==') for line in lines if '==' in line and line[0] != '#')
     (python,) = re.findall(r'^PYTHON \?= python(\S+)', makefile, re.M)
-    assert {**pinned, 'python': python}.items() >= TESTED_VERSIONS.items()
+    for name, tested in (('current', CURRENT), ('classic', CLASSIC)):
+        stack = makefile.split(f'ifeq ($(STACK),{name})')[1].split('else ifeq')[0]
+        own = ROOT / 'requirements' / f'{name}.txt'
+        found = [*lines, *(own.read_text().splitlines() if own.is_file() else ())]
+        found += re.findall(r'(?:\?=| ) ?(\w+==\S+)', stack)
+        pinned = dict(line.split('==') for line in found if '==' in line and line[0] != '#')
+        assert {**pinned, 'python': python}.items() >= tested.items()
 
 
-def test_other_versions_are_a_warning() -> None:
-    same = {**TESTED_VERSIONS, 'python': '3.11.9', 'torch': f'{TESTED_VERSIONS["torch"]}+cu130'}
+@pytest.mark.parametrize('tested', [CURRENT, CLASSIC], ids=['current', 'classic'])
+def test_other_versions_are_a_warning(tested: dict[str, str]) -> None:
+    same = {**tested, 'python': '3.11.9', 'torch': f'{tested["torch"]}+cu130'}
     assert [finding.mark for finding in check_versions(same)] == ['ok', 'ok']
     *_, finding = check_versions({**same, 'mmcv': '2.1.1', 'python': '3.1'})
     assert finding.mark == 'warning'
