@@ -1,4 +1,4 @@
-"""Unseen images: an over-confident teacher distilled on images that it was not trained on. NOT RUN.
+"""Unseen images: an over-confident teacher distilled on images that it was not trained on.
 
 The teacher learnt 400 images by heart, the students learn from 500 others, so that the T that is
 fitted on held-out images is the right one for what is distilled. Cost: an over-confident teacher and

@@ -1,0 +1,233 @@
+"""Compare ways to spend computing time on a study: which tells the smallest difference of mAP?
+
+From the root of the repository, after ``calkd study configs/studies/unseen_images.py``, which keeps
+the weights of each epoch of its students::
+
+    python docs/evidence/spread.py --measure
+    python docs/evidence/spread.py
+
+The first command evaluates those weights in each of the ways and writes ``spread.jsonl``, a row a
+student; it goes on where it was interrupted. The second writes the table into docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from mmdet.apis import init_detector
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from calkd_det.commands.pages import fill_blocks, table
+from calkd_det.commands.study.rows import read_rows as study_rows
+from calkd_det.commands.study.runs import Run, expand
+from calkd_det.commands.study.settings import read_study
+from calkd_det.commands.study.statistics import common_spread
+from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.safe_loading import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = ROOT / 'configs' / 'studies' / 'unseen_images.py'
+ROWS = ROOT / 'docs' / 'evidence' / 'spread.jsonl'
+PAGE = ROOT / 'docs' / 'evidence.md'
+DATA = ROOT / 'data' / 'more-fashion'
+BATCH_SIZE = 8
+# The first of the images are those of the study.
+IMAGES = (400, 800, 1600, 3200)
+STUDY_IMAGES = 800
+LAST_EPOCHS = 3
+AS_NOW = f'{STUDY_IMAGES} images'
+OF_EVALUATIONS = f'mean mAP of the last {LAST_EPOCHS} epochs'
+OF_WEIGHTS = f'mean weights of the last {LAST_EPOCHS} epochs'
+
+
+def measure(jobs: int) -> None:
+    """Evaluate all students that have no row yet."""
+    study = read_study(STUDY)
+    write_mini_dataset(
+        DATA,
+        items='fashion-mnist',
+        num_images=dict(train=10, calibration=10, val=max(IMAGES)),
+        image_size=study.data.mini['image_size'],
+    )
+    known = {row['hash'] for row in read_rows()}
+    students = [run for run in expand([study]) if run.kind == 'student' and run.hash not in known]
+    rows = joblib.Parallel(jobs, return_as='generator_unordered')(
+        joblib.delayed(_measure)(run) for run in students
+    )
+    for row in rows:
+        with ROWS.open('a', encoding='utf-8') as file:
+            file.write(json.dumps(row, sort_keys=True) + '\n')
+        print(row['cell'], row['seed'], f'{row["map"][AS_NOW]:.4f}', flush=True)
+
+
+def _measure(run: Run) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    cfg = Config.fromfile(run.folder / 'config.py')
+    options = {'model.teacher': None, 'model.distillation': None}
+    detector = init_detector(cfg, None, device='cpu', cfg_options=options)
+    images = _images(cfg)
+    last = cfg.train_cfg.max_epochs
+    paths = [run.folder / f'kept_{last - back}.pth' for back in range(LAST_EPOCHS)]
+    states = [load_checkpoint(path)['state_dict'] for path in paths]
+
+    found: dict[str, float] = {}
+    detector.load_state_dict(states[0])
+    boxes, seconds = _detect(detector, images)
+    for count in IMAGES:
+        found[f'{count} images'] = _map(boxes, count)
+    few = Subset(images, range(STUDY_IMAGES))
+    of_epochs = [found[AS_NOW]]
+    for state in states[1:]:
+        detector.load_state_dict(state)
+        of_epochs.append(_map(_detect(detector, few)[0], STUDY_IMAGES))
+    found[OF_EVALUATIONS] = float(np.mean(of_epochs))
+    detector.load_state_dict(_mean_of(states))
+    found[OF_WEIGHTS] = _map(_detect(detector, few)[0], STUDY_IMAGES)
+    return {
+        'hash': run.hash,
+        'cell': run.name,
+        'seed': run.seed,
+        'map': found,
+        'seconds_per_image': seconds / len(images),
+    }
+
+
+def _images(cfg: Config) -> Dataset:
+    return DATASETS.build(
+        {
+            **cfg.val_dataloader.dataset,
+            'data_root': f'{DATA}/',
+            'ann_file': 'annotations/val.json',
+            'data_prefix': dict(img='val/'),
+        }
+    )
+
+
+def _detect(detector: nn.Module, images: Dataset) -> tuple[list[dict[str, Any]], float]:
+    """Return the boxes as COCO reads them, and the seconds that it took."""
+    boxes, start = [], time.process_time()
+    for batch in DataLoader(images, batch_size=BATCH_SIZE, collate_fn=pseudo_collate):
+        with torch.no_grad():
+            samples = detector.test_step(batch)
+        for sample in samples:
+            found = sample.pred_instances
+            for (x1, y1, x2, y2), score, label in zip(
+                found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
+            ):
+                boxes.append(
+                    {
+                        'image_id': sample.img_id,
+                        'category_id': label + 1,
+                        'bbox': [x1, y1, x2 - x1, y2 - y1],
+                        'score': score,
+                    }
+                )
+    return boxes, time.process_time() - start
+
+
+def _map(boxes: Sequence[Mapping[str, Any]], count: int) -> float:
+    """Return COCO's mAP on the first images."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(DATA / 'annotations' / 'val.json'))
+        evaluation = COCOeval(truth, truth.loadRes(list(boxes)), 'bbox')
+        evaluation.params.imgIds = sorted(truth.getImgIds())[:count]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+def _mean_of(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {
+        key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
+        for key, value in states[0].items()
+    }
+
+
+def read_rows() -> list[dict[str, Any]]:
+    """Return the rows that were measured."""
+    lines = ROWS.read_text('utf-8').splitlines() if ROWS.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def compare(rows: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> list[list[str]]:
+    """Return the table of all ways.
+
+    Args:
+        rows: Those of ``spread.jsonl``, of all cells and seeds.
+        trained: Seconds that each student takes in its study, by hash: training, evaluation on
+            ``STUDY_IMAGES`` images and the figures of its classifier.
+    """
+    evaluated = float(np.mean([row['seconds_per_image'] for row in rows])) * STUDY_IMAGES
+    student = min(trained[row['hash']] for row in rows)  # others ran on a busy machine
+    seconds = {
+        f'{count} images': student + (count / STUDY_IMAGES - 1) * evaluated for count in IMAGES
+    }
+    seconds[OF_EVALUATIONS] = student + (LAST_EPOCHS - 1) * evaluated
+    seconds[OF_WEIGHTS] = student
+    now = _spread(rows, AS_NOW) ** 2 * seconds[AS_NOW]
+    lines = [
+        ['way', 'spread of a difference', 'time of a student', 'variance × time', 'KD − alone']
+    ]
+    for way, taken in seconds.items():
+        spread = _spread(rows, way)
+        lines.append(
+            [
+                *(way, f'{100 * spread:.2f}', f'{taken / seconds[AS_NOW]:.2f}'),
+                *(f'{spread**2 * taken / now:.2f}', f'{100 * _gain(rows, way):+.2f}'),
+            ]
+        )
+    return lines
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], way: str) -> float:
+    """Return the standard deviation of a paired difference, of all cells."""
+    cells: dict[str, dict[int, float]] = {}
+    for row in rows:
+        cells.setdefault(row['cell'], {})[row['seed']] = row['map'][way]
+    return 2**0.5 * common_spread(list(cells.values())).sd
+
+
+def _gain(rows: Sequence[Mapping[str, Any]], way: str) -> float:
+    """Return the mean mAP of all distilled students less that of those trained alone."""
+    alone = [row['map'][way] for row in rows if row['cell'] == 'alone']
+    return float(np.mean([row['map'][way] for row in rows if row['cell'] != 'alone'])) - float(
+        np.mean(alone)
+    )
+
+
+def main() -> None:
+    """Measure, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--measure', action='store_true', help='evaluate the kept weights')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='students at a time')
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.jobs)
+        return
+    study = read_study(STUDY)
+    trained = {row['hash']: row['seconds'] for row in study_rows(ROOT / study.results)}
+    text = table(compare(read_rows(), trained))
+    PAGE.write_text(fill_blocks(PAGE.read_text('utf-8'), {'spread': text}), 'utf-8')
+    print(text)
+
+
+if __name__ == '__main__':
+    main()
