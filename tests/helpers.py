@@ -31,9 +31,13 @@ SMALL_RESNET = 10
 ResNet.arch_settings = {**ResNet.arch_settings, SMALL_RESNET: (BasicBlock, (1, 1, 1, 1))}
 
 
-def load_tool(name: str) -> ModuleType:
-    """A script of ``tools/`` as a module."""
-    path = Path(__file__).resolve().parents[1] / 'tools' / f'{name}.py'
+# It lacks some of what the current torch has.
+TORCH_2_1 = torch.__version__.startswith('2.1.')
+
+
+def load_tool(name: str, folder: str = 'tools') -> ModuleType:
+    """A script of ``tools/``, or of another folder of the repository, as a module."""
+    path = Path(__file__).resolve().parents[1] / folder / f'{name}.py'
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look for the types of their fields
@@ -186,20 +190,17 @@ def distilled_config(teacher_model: ConfigDict, checkpoint: Path, **changes: Any
 
 def cpu_autocast(dtype: torch.dtype) -> torch.autocast:
     """Return autocast on the CPU; skip the test where torch has none of that dtype there."""
-    try:
-        with torch.autocast('cpu', dtype):
-            pass
-    except RuntimeError:  # float16 until torch 2.2
+    if TORCH_2_1 and dtype == torch.float16:
         pytest.skip(f'torch {torch.__version__} has no {dtype} autocast on the CPU')
     return torch.autocast('cpu', dtype)
 
 
 def switch_off_fast_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attention in eval mode compute as in training, without torch's fast path."""
-    if hasattr(torch.backends, 'mha'):
-        monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
-    else:  # torch 2.1 asks this, too, before it takes that path
+    if TORCH_2_1:  # it has no switch, and asks this before it takes that path
         monkeypatch.setattr(torch.overrides, 'has_torch_function', lambda tensors: True)
+    else:
+        monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
 
 
 def leave_process_group() -> None:

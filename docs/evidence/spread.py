@@ -1,7 +1,7 @@
 """Compare ways to spend computing time on a study: which tells the smallest difference of mAP?
 
 From the root of the repository, after ``calkd study configs/studies/unseen_images.py``, which keeps
-the weights of each epoch of its students::
+the weights of the last epochs of its students::
 
     python docs/evidence/spread.py --measure
     python docs/evidence/spread.py
@@ -26,11 +26,10 @@ import joblib
 import numpy as np
 import torch
 from mmdet.apis import init_detector
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -40,6 +39,7 @@ from calkd_det.commands.study.runs import Run, expand
 from calkd_det.commands.study.settings import read_study
 from calkd_det.commands.study.statistics import common_spread
 from calkd_det.datasets.mini import write_mini_dataset
+from calkd_det.evaluation import UnroundedCocoMetric
 from calkd_det.safe_loading import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,23 +83,25 @@ def _measure(run: Run) -> dict[str, Any]:
     options = {'model.teacher': None, 'model.distillation': None}
     detector = init_detector(cfg, None, device='cpu', cfg_options=options)
     images = _images(cfg)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        metric = UnroundedCocoMetric(str(DATA / 'annotations' / 'val.json'), metric='bbox')
+    metric.dataset_meta = images.metainfo
     last = cfg.train_cfg.max_epochs
     paths = [run.folder / f'kept_{last - back}.pth' for back in range(LAST_EPOCHS)]
     states = [load_checkpoint(path)['state_dict'] for path in paths]
 
-    found: dict[str, float] = {}
     detector.load_state_dict(states[0])
-    boxes, seconds = _detect(detector, images)
-    for count in IMAGES:
-        found[f'{count} images'] = _map(boxes, count)
+    start = time.process_time()
+    results = _detect(detector, images, metric)
+    seconds = time.process_time() - start
+    found = {f'{count} images': _map(metric, results[:count]) for count in IMAGES}
     few = Subset(images, range(STUDY_IMAGES))
-    of_epochs = [found[AS_NOW]]
-    for state in states[1:]:
+    of_others = []
+    for state in (*states[1:], _mean_of(states)):
         detector.load_state_dict(state)
-        of_epochs.append(_map(_detect(detector, few)[0], STUDY_IMAGES))
-    found[OF_EVALUATIONS] = float(np.mean(of_epochs))
-    detector.load_state_dict(_mean_of(states))
-    found[OF_WEIGHTS] = _map(_detect(detector, few)[0], STUDY_IMAGES)
+        of_others.append(_map(metric, _detect(detector, few, metric)))
+    *of_epochs, found[OF_WEIGHTS] = of_others
+    found[OF_EVALUATIONS] = float(np.mean([found[AS_NOW], *of_epochs]))
     return {
         'hash': run.hash,
         'cell': run.name,
@@ -120,38 +122,21 @@ def _images(cfg: Config) -> Dataset:
     )
 
 
-def _detect(detector: nn.Module, images: Dataset) -> tuple[list[dict[str, Any]], float]:
-    """Return the boxes as COCO reads them, and the seconds that it took."""
-    boxes, start = [], time.process_time()
+def _detect(detector: nn.Module, images: Dataset, metric: CocoMetric) -> list[tuple[dict, dict]]:
+    """Return the metric's results of all images, in their order."""
     for batch in DataLoader(images, batch_size=BATCH_SIZE, collate_fn=pseudo_collate):
         with torch.no_grad():
             samples = detector.test_step(batch)
-        for sample in samples:
-            found = sample.pred_instances
-            for (x1, y1, x2, y2), score, label in zip(
-                found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()
-            ):
-                boxes.append(
-                    {
-                        'image_id': sample.img_id,
-                        'category_id': label + 1,
-                        'bbox': [x1, y1, x2 - x1, y2 - y1],
-                        'score': score,
-                    }
-                )
-    return boxes, time.process_time() - start
+        metric.process({}, [sample.to_dict() for sample in samples])
+    results, metric.results = metric.results, []
+    return results
 
 
-def _map(boxes: Sequence[Mapping[str, Any]], count: int) -> float:
-    """Return COCO's mAP on the first images."""
+def _map(metric: CocoMetric, results: list[tuple[dict, dict]]) -> float:
+    """Return COCO's mAP on the images of some results."""
+    metric.img_ids = [truth['img_id'] for truth, _ in results]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(DATA / 'annotations' / 'val.json'))
-        evaluation = COCOeval(truth, truth.loadRes(list(boxes)), 'bbox')
-        evaluation.params.imgIds = sorted(truth.getImgIds())[:count]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return float(evaluation.stats[0])
+        return metric.compute_metrics(results)['bbox_mAP']
 
 
 def _mean_of(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -207,10 +192,11 @@ def _spread(rows: Sequence[Mapping[str, Any]], way: str) -> float:
 
 def _gain(rows: Sequence[Mapping[str, Any]], way: str) -> float:
     """Return the mean mAP of all distilled students less that of those trained alone."""
-    alone = [row['map'][way] for row in rows if row['cell'] == 'alone']
-    return float(np.mean([row['map'][way] for row in rows if row['cell'] != 'alone'])) - float(
-        np.mean(alone)
-    )
+    means = [
+        np.mean([row['map'][way] for row in rows if (row['cell'] == 'alone') is alone])
+        for alone in (False, True)
+    ]
+    return float(means[0] - means[1])
 
 
 def main() -> None:

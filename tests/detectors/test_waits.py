@@ -55,9 +55,7 @@ class WaitFinder(TorchFunctionMode):
         return name in READS | SIZES | COPIES or (name == 'where' and len(args) == 1)
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith('2.1.'), reason='torch 2.1 tells a mode of no indexing'
-)
+@pytest.mark.skipif(helpers.TORCH_2_1, reason='torch 2.1 tells a mode of no indexing')
 def test_the_finder_finds() -> None:
     with WaitFinder() as finder:
         x = torch.ones(3)

@@ -128,9 +128,7 @@ def test_weights_after_a_run_are_those_of_the_loss_by_hand(
     assert groups[0] == groups[1]
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith('2.1.'), reason='torch 2.1 cannot compile the plain detector'
-)
+@pytest.mark.skipif(helpers.TORCH_2_1, reason='torch 2.1 cannot compile the plain detector')
 def test_a_run_that_compiles_is_the_run_that_does_not(
     distilled: ConfigDict, by_hand: ConfigDict, tmp_path: Path
 ) -> None:

@@ -171,9 +171,8 @@ def not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures('not_folded')
 @pytest.mark.parametrize('name', ['DINO', 'DDQ'])
 def test_all_layers_and_denoising_queries_of_a_detector_that_teaches_itself(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path
 ) -> None:
-    helpers.switch_off_fast_attention(monkeypatch)
     cfg = query_cases.detector_config(name)
     path = tmp_path / 'teacher.pth'
     itself = helpers.build(cfg)
@@ -193,7 +192,8 @@ def test_all_layers_and_denoising_queries_of_a_detector_that_teaches_itself(
         losses = distillation_losses(helpers.loss(detector, data))
         assert losses.keys() == names
         # torch 2.1 rounds attention in eval mode otherwise than in training.
-        assert all(abs(float(value)) < 1e-5 for value in losses.values()), losses
+        bound = 1e-5 if helpers.TORCH_2_1 else 1e-6
+        assert all(abs(float(value)) < bound for value in losses.values()), losses
     assert len(runs) == 2 * 4
     with torch.no_grad():
         network.dn_query_generator.label_embedding.weight.add_(1)

@@ -17,9 +17,7 @@ from calkd_det.commands.study.settings import read_study
 ROOT = Path(__file__).parents[3]
 # By the page, whose pictures are in a folder of its name.
 NAMES = {
-    'evidence': (
-        *('controlled', 'teachers', 'methods', 'dense_retina', 'dense_gfl', 'unseen_images'),
-    ),
+    'evidence': ('controlled', 'teachers', 'methods', 'dense_retina', 'dense_gfl', 'unseen_images'),
     'which-knowledge': ('knowledge_faster', 'knowledge_retina', 'knowledge_dino'),
 }
 PLANNED = ('weight_and_temperature', 'student_calibration')

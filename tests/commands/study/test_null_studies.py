@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
+import helpers
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[3] / 'docs' / 'evidence' / 'null_studies.py'
 COUNT = 150
 
 
 @pytest.fixture(scope='module')
 def null_studies() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('null_studies', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.load_tool('null_studies', 'docs/evidence')
 
 
 @pytest.mark.slow

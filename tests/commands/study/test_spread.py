@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import helpers
 import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = ROOT / 'docs' / 'evidence' / 'spread.py'
 
 
 @pytest.fixture(scope='module')
 def spread() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('spread', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.load_tool('spread', 'docs/evidence')
 
 
 def made_rows(spread: ModuleType, noise: dict[str, float], cells: int, seeds: int) -> list[dict]:
