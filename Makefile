@@ -55,7 +55,7 @@ docs: $(READY)
 # The independent implementations are compared with on the current versions only.
 test: lint $(if $(filter current,$(STACK)),$(ORACLES)/.ready)
 	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile
-	$(if $(filter current,$(STACK)),$(ORACLES)/bin/python -m pytest -m oracle)
+	$(if $(filter current,$(STACK)),TRITON_INTERPRET=1 $(ORACLES)/bin/python -m pytest -m oracle)
 
 # Losses, teachers, evaluators, hooks and the order of imports: for the loop while developing.
 test-quick: $(READY)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calkd_det.losses.chunks import chunks
+from calkd_det.losses.kernels import can_fuse
 from calkd_det.losses.slopes import with_slopes
 
 # Factor on slopes that are stored in float16. No slope exceeds 1.06, so that none overflows. Only
@@ -58,18 +59,41 @@ def binary_divergence(
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     with torch.no_grad():
         weights = weights.to(dtype)
-        divergences = weights.new_empty(len(student_logits))
         slopes = torch.empty_like(student_logits)
-        for rows in chunks(student_logits, dim=0):
-            divergences[rows], slope = _divergence_and_slope(
-                student_logits[rows].to(dtype) / tau,
-                teacher_logits[rows].to(dtype) / tau,
-                scale_by_difference,
-            )
-            slopes[rows] = slope.mul_(_scale(slopes))
+        compare = _fused if can_fuse(student_logits, teacher_logits) else _by_chunks
+        divergences = compare(student_logits, teacher_logits, slopes, tau, scale_by_difference)
         value = (weights * divergences).sum()
         factors = (weights / (tau * _scale(slopes)))[:, None]
     return with_slopes(value, student_logits, slopes, factors)
+
+
+def _fused(
+    student_logits: Tensor, teacher_logits: Tensor, slopes: Tensor, tau: float, by_difference: bool
+) -> Tensor:
+    from calkd_det.losses.kernels.scores import sigmoid_divergence
+
+    return sigmoid_divergence(
+        *(student_logits, teacher_logits, slopes),
+        tau=tau,
+        slope_scale=_scale(slopes),
+        scale_by_difference=by_difference,
+    )
+
+
+def _by_chunks(
+    student_logits: Tensor, teacher_logits: Tensor, slopes: Tensor, tau: float, by_difference: bool
+) -> Tensor:
+    """Return each sample's divergence, (n,), and fill in the slopes by ``student_logits / tau``."""
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    divergences = student_logits.new_empty(len(student_logits), dtype=dtype)
+    for rows in chunks(student_logits, dim=0):
+        divergences[rows], slope = _divergence_and_slope(
+            student_logits[rows].to(dtype) / tau,
+            teacher_logits[rows].to(dtype) / tau,
+            by_difference,
+        )
+        slopes[rows] = slope.mul_(_scale(slopes))
+    return divergences
 
 
 def _divergence_and_slope(

@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from calkd_det.errors import ConfigError
+from calkd_det.losses.kernels import can_fuse
 from calkd_det.losses.learnt import LearntFeatureLoss, alignment
 from calkd_det.losses.levels import compare_by_channels, iterate_levels
 from calkd_det.losses.standardisation import standardise
@@ -62,6 +63,11 @@ def _compare(
     The slope of a divergence is :math:`(\phi(s) - \phi(t)) / \tau`; what is filled in has no
     divisor.
     """
+    if can_fuse(student, teacher, slopes):
+        from calkd_det.losses.kernels.maps import softmax_divergence
+
+        divergence = softmax_divergence(student, teacher, mask, slopes, tau)
+        return divergence * (tau**2 / len(teacher))
     own, other = (_rows(maps, mask, tau) for maps in (student, teacher))
     own_shares, own_constant = _softmax(own)
     shares, constant = _softmax(other)

@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, linalg
 
 from calkd_det.losses.base import FeatureLoss
+from calkd_det.losses.kernels import can_fuse
 from calkd_det.losses.levels import compare_by_channels
 from calkd_det.losses.standardisation import centre, inverse
 
@@ -64,8 +65,12 @@ def _compare(student: Tensor, teacher: Tensor, mask: Tensor | None, slopes: Tens
         \frac{\sigma + \epsilon}{(M - 1) \, \sigma} \sum_m \delta_m \hat{s}_m\right).
 
     The sum follows from the norms of :math:`\hat{s}`, :math:`\hat{t}` and :math:`\delta`, so that
-    the maps are read less often: a GPU has little else to do here.
+    the maps are read less often.
     """
+    if can_fuse(student, teacher, slopes):
+        from calkd_det.losses.kernels.maps import pkd_distance
+
+        return pkd_distance(student, teacher, mask, slopes)
     own, deviation, degrees = centre(student, mask)
     other, other_deviation, _ = centre(teacher, mask)
     scale, other_scale = inverse(deviation), inverse(other_deviation)

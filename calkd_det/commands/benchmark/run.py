@@ -178,7 +178,7 @@ def _caption(about: Mapping[str, Any]) -> str:
     amp = 'on' if about['amp'] else 'off'
     return (
         f'{about["device"]}, {about["threads"]} threads; {about["images"]} images of '
-        f'{" × ".join(map(str, about["image_size"]))}, AMP {amp}; medians of {about["rounds"]} '
-        f'rounds, {about["clock"]}; '
+        f'{" × ".join(map(str, about["image_size"]))}, AMP {amp}; medians of the ratios of '
+        f'{about["rounds"]} rounds, {about["clock"]}; '
         f'torch {about["torch"]}, mmcv {about["mmcv"]}, mmdet {about["mmdet"]}.'
     )

@@ -10,28 +10,31 @@ from calkd_det.commands.benchmark.ways import DEFAULT, STUDENT, TEACHER
 
 
 def step_table(results: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the steps and parts of every config: time, loss and memory."""
+    """Return a table of the steps and parts of every config: time, loss and memory.
+
+    Times are compared round by round: each figure is the median of the ratios of all rounds.
+    """
     lines = [
         '| pair | what | time / limit | quartiles | time / CalKD | error of the KD loss '
         "| peak memory | against the student's plus the teacher's weights |",
         '|---|---|---|---|---|---|---|---|',
     ]
     for result in results:
-        limit = median(result, STUDENT) + median(result, TEACHER)
-        default = median(result, DEFAULT)
-        for name, seconds in result['seconds'].items():
-            low, middle, high = (_share(value / limit) for value in spread(seconds))
+        seconds = result['seconds']
+        limits = [sum(pair) for pair in zip(seconds[STUDENT], seconds[TEACHER])]
+        for name, values in seconds.items():
+            low, middle, high = map(_share, spread(_ratios(values, limits)))
             lines.append(
                 f'| {result["pair"]} | {name} | {middle} | {low}, {high} '
-                f'| {_share(median(result, name) / default)} | {_loss_error(result, name)} '
+                f'| {_share(spread(_ratios(values, seconds[DEFAULT]))[1])} '
+                f'| {_loss_error(result, name)} '
                 f'| {_memory(result, name)} | {_extra_memory(result, name)} |'
             )
     return '\n'.join(lines)
 
 
-def median(result: dict[str, Any], name: str) -> float:
-    """Return the median seconds of a step or a part of it."""
-    return spread(result['seconds'][name])[1]
+def _ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [value / other for value, other in zip(values, others)]
 
 
 def _share(value: float) -> str:

@@ -229,6 +229,14 @@ def test_the_tables_figures() -> None:
     ]
 
 
+def test_times_are_compared_within_a_round() -> None:
+    result = measured()
+    # A machine that slows down: the step costs 1.1 times the limit in each round.
+    result['seconds'] = {STUDENT: [3.0, 6.0, 30], DEFAULT: [4.4, 8.8, 44], TEACHER: [1.0, 2.0, 10]}
+    rows = step_table([result]).splitlines()[2:]
+    assert rows[1].startswith('| a-b | CalKD | 1.100 | 1.100, 1.100 | 1.000 |')
+
+
 def test_the_command_writes_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
