@@ -1,4 +1,4 @@
-"""The student's own calibration: does a calibrated teacher hand it on? NOT RUN.
+"""The student's own calibration: does a calibrated teacher hand it on?
 
 One teacher, its logits divided by T: its accuracy stays, its confidence is right, too high or too
 low. Cost: two teachers and 7 cells x 4 seeds = 28 students.

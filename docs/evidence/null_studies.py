@@ -25,7 +25,7 @@ from calkd_det.commands.study.statistics import SIGNIFICANCE, common_spread
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = (
     'controlled', 'teachers', 'methods', 'knowledge_faster', 'knowledge_retina', 'knowledge_dino',
-    'dense_retina', 'dense_gfl', 'unseen_images',
+    'dense_retina', 'dense_gfl', 'unseen_images', 'student_calibration',
 )  # fmt: skip
 COUNT = 2000
 SEED = 0
@@ -43,7 +43,8 @@ def null_findings(
 ) -> Iterator[Findings]:
     """Simulate studies of the same cells, seeds and teachers, all of whose cells are alike.
 
-    A run's mAP is that of its seed plus normal noise, rounded to three digits as mmdet does.
+    A run's mAP is that of its seed plus normal noise, rounded to three digits as mmdet does. So is
+    the figure that the study is planned for, where that is another one of its row.
 
     Args:
         selection: The rows of a whole study.
@@ -55,22 +56,37 @@ def null_findings(
     Yields:
         What the report would find.
     """
+    primary = selection.study.primary
+    metrics = dict.fromkeys(['mAP', *([primary.metric] if primary else [])])
+    noise = {metric: _noise(selection, metric, own_noise) for metric in metrics}
     names = list(selection.study.cells)
-    values = np.array([list(selection.values(name).values()) for name in names])
-    by_seed = values.mean(axis=0)
-    residuals = values - by_seed - values.mean(axis=1, keepdims=True) + values.mean()
-    common = common_spread([selection.values(name) for name in names]).sd
-    spread = residuals.std(axis=1, ddof=1) if own_noise else np.full(len(names), common)
     for _ in range(count):
-        drawn = by_seed + spread[:, None] * rng.standard_normal(values.shape)
-        cells = {
-            name: {
-                seed: {**row, 'metrics': {**row['metrics'], 'mAP': round(float(value), 3)}}
-                for (seed, row), value in zip(sorted(selection.cells[name].items()), of_cell)
-            }
-            for name, of_cell in zip(names, drawn)
+        drawn = {
+            metric: by_seed + spread[:, None] * rng.standard_normal((len(names), len(by_seed)))
+            for metric, (by_seed, spread) in noise.items()
         }
+        cells = {}
+        for index, name in enumerate(names):
+            cells[name] = {}
+            for column, (seed, row) in enumerate(sorted(selection.cells[name].items())):
+                simulated = {
+                    metric: round(float(values[index, column]), 3)
+                    for metric, values in drawn.items()
+                }
+                cells[name][seed] = {**row, 'metrics': {**row['metrics'], **simulated}}
         yield find(dataclasses.replace(selection, cells=cells))
+
+
+def _noise(selection: Selection, metric: str, own: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of the seeds, and the standard deviation of each cell's noise."""
+    names = list(selection.study.cells)
+    values = np.array([list(selection.values(name, metric).values()) for name in names])
+    by_seed = values.mean(axis=0)
+    if not own:
+        common = common_spread([selection.values(name, metric) for name in names]).sd
+        return by_seed, np.full(len(names), common)
+    residuals = values - by_seed - values.mean(axis=1, keepdims=True) + values.mean()
+    return by_seed, residuals.std(axis=1, ddof=1)
 
 
 def count_claims(name: str, count: int, seed: int, *, own_noise: bool) -> dict[str, float]:

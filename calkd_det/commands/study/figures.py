@@ -128,12 +128,15 @@ def plot_across(
     return figure
 
 
-def plot_differences(differences: Mapping[str, PairedDifference], title: str) -> Figure:
+def plot_differences(
+    differences: Mapping[str, PairedDifference], title: str, metric: str = 'mAP'
+) -> Figure:
     """Draw paired differences as dots with 95 % intervals, a line a comparison.
 
     Args:
-        differences: By the comparison's name, in mAP in [0, 1].
+        differences: By the comparison's name, of an outcome whose hundredths are drawn.
         title: Shown above.
+        metric: The outcome's name.
 
     Returns:
         A figure.
@@ -147,7 +150,8 @@ def plot_differences(differences: Mapping[str, PairedDifference], title: str) ->
         _draw_difference(ax, y, found, vertical=False)
     ax.set_yticks(range(len(differences)), list(differences), fontsize=9)
     ax.set_ylim(len(differences) - 0.4, -0.6)
-    ax.set_xlabel('difference of mAP in points, same seed on both sides')
+    unit = 'hundredths' if metric.startswith(('NLL', 'Brier')) else 'points'
+    ax.set_xlabel(f'difference of {metric} in {unit}, same seed on both sides')
     ax.set_title(title, fontsize=11, color=INK, loc='left')
     _strip(ax, axis='x')
     note = "red: shown after Holm's correction; small dots: single seeds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from calkd_det.commands.study.design import Comparison, Study
@@ -83,17 +84,27 @@ def _power(selection: Selection, found: Findings) -> str:
     difference, spread = found.primary, found.primary_spread
     if difference.interval is None:
         return 'Too few seeds for a test.'
-    if spread.uneven:
-        return 'The cells do not spread alike, so its power is not computed.'
     comparison, target = selection.study.primary.comparison, selection.study.target
-    sd = spread.sd * contrast_factor(comparison.of, comparison.to)
-    per_pair, strictest = degrees_per_pair(selection, spread), SIGNIFICANCE / len(found.tests)
+    pooled = spread.sd * contrast_factor(comparison.of, comparison.to)
+    tests = [(pooled, degrees_per_pair(selection, spread))]
+    if spread.uneven:
+        tests.append((statistics.stdev(difference.differences.values()), 1.0))
+    strictest = SIGNIFICANCE / len(found.tests)
     levels = (SIGNIFICANCE, strictest)
-    least = [smallest_difference(sd, difference.count, per_pair, level) for level in levels]
-    needed = [pairs_needed(sd, target / 100, per_pair, significance=level) for level in levels]
+    # The larger of all tests: that of the wider interval, which is the one that counts.
+    least = [
+        max(smallest_difference(sd, difference.count, per_pair, level) for sd, per_pair in tests)
+        for level in levels
+    ]
+    needed = [
+        max(pairs_needed(sd, target / 100, per_pair, significance=level) for sd, per_pair in tests)
+        for level in levels
+    ]
+    wider = ' The cells do not spread alike, so this is the power of the wider interval.'
     return (
         f'These {difference.count} seeds tell a true difference of {100 * least[0]:.2f} points '
         'from zero with power 0.8 (two-sided t test, 5 %) before the correction, of '
         f'{100 * least[1]:.2f} at its strictest ({100 * strictest:.1f} %); {target:g} points would '
         f'take {needed[0]}, or {needed[1]}.'
+        f'{wider if spread.uneven else ""}'
     )

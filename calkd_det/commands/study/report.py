@@ -17,6 +17,7 @@ from calkd_det.commands.study.figures import (
     plot_reliabilities,
     plot_temperatures,
 )
+from calkd_det.commands.study.outcomes import find_outcomes
 from calkd_det.commands.study.primary import (
     EXPLORATION,
     plan_text,
@@ -214,6 +215,11 @@ def draw(selection: Selection, found: Findings) -> dict[str, Figure]:
         predictors, students = across(selection)
         if students:
             figures['across'] = plot_across(predictors, students, found.relations)
+    if found.primary is not None:
+        outcome = find_outcomes(selection).get(study.primary.metric)  # None for mAP and its kin
+        if outcome is not None:
+            differences = {**outcome.differences, study.primary.comparison.name: found.primary}
+            figures['primary'] = plot_differences(differences, study.title, study.primary.metric)
     if 'paired' in study.figures and found.differences:
         figures['paired'] = plot_differences(found.differences, study.title)
     if 'reliability' in study.figures:
@@ -230,6 +236,7 @@ def draw(selection: Selection, found: Findings) -> dict[str, Figure]:
 CAPTIONS = {
     'temperature': "the student's mAP against T",
     'across': "the student's mAP against what is known of its teacher",
+    'primary': 'paired differences of the planned outcome',
     'paired': 'paired differences',
     'reliability': 'reliability of the teachers on held-out RoIs',
 }

@@ -16,7 +16,9 @@ def null_studies() -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['controlled', 'teachers', 'methods', 'knowledge_faster'])
+@pytest.mark.parametrize(
+    'name', ['controlled', 'teachers', 'methods', 'knowledge_faster', 'student_calibration']
+)
 def test_one_study_in_twenty_at_most_makes_a_false_claim(
     null_studies: ModuleType, name: str
 ) -> None:
@@ -40,3 +42,15 @@ def test_simulated_studies_have_the_design_and_the_noise_of_the_rows(
     spreads = [one.spread.sd for one in found]
     assert sum(spreads) / 20 == pytest.approx(kept.spread.sd, rel=0.1)
     assert not any(abs(d.mean) > 0.015 for one in found for d in one.differences.values())
+
+
+def test_the_figure_that_a_study_is_planned_for_is_simulated_too(null_studies: ModuleType) -> None:
+    selection = null_studies.selection_of('student_calibration')
+    assert selection.study.primary.metric == 'D-ECE'
+    rng = null_studies.np.random.default_rng(0)
+    found = list(null_studies.null_findings(selection, 20, rng, own_noise=False))
+    kept = null_studies.find(selection)
+    assert kept.primary.shown
+    assert not any(one.primary.shown for one in found)
+    spreads = [one.primary_spread.sd for one in found]
+    assert sum(spreads) / 20 == pytest.approx(kept.primary_spread.sd, rel=0.2)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import made_up
+import numpy as np
 import pytest
 
 from calkd_det.commands.study.design import Study
 from calkd_det.commands.study.power import smallest_difference
-from calkd_det.commands.study.primary import outcome_of, summary_text
+from calkd_det.commands.study.primary import outcome_of, primary_text, summary_text
 from calkd_det.commands.study.report import NOT_YET, write_reports
 from calkd_det.commands.study.results import find
 from calkd_det.commands.study.selection import select
@@ -64,6 +66,25 @@ def test_the_answer_has_its_power_beside_it_and_all_else_is_exploration(tmp_path
     assert '‘calibrated, T = 1’ is **higher**' not in exploration
     assert exploration.count('\n- ‘over-confident') + exploration.count('\n- the mean') == 2
     assert 'all 3 tests of this study' in exploration
+
+
+def test_where_cells_do_not_spread_alike_the_power_is_that_of_the_wider_interval(
+    tmp_path: Path,
+) -> None:
+    study = planned(tmp_path)
+    made_up.write_rows(study, {'calibrated, T = 1': 0.02}, noise=0.002)
+    selection = select(study)
+    found = find(selection)
+    uneven = dataclasses.replace(found.primary_spread, alike_p=0.01)
+    own = np.std(list(found.primary.differences.values()), ddof=1)
+    for sd in (0.0, 1.0):  # the wider is that of the differences, then that of the study
+        spread = dataclasses.replace(uneven, sd=sd or own / 100)
+        text = primary_text(selection, dataclasses.replace(found, primary_spread=spread))
+        least = (
+            smallest_difference(2**0.5 * sd, 5, 6) if sd else smallest_difference(float(own), 5, 1)
+        )
+        assert f'tell a true difference of {100 * least:.2f} points' in text
+        assert text.endswith('so this is the power of the wider interval.')
 
 
 @pytest.mark.parametrize(
