@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import pkgutil
+import runpy
 import shlex
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
 
     Raises:
-        SystemExit: With code 2, for wrong arguments; with code 0, for ``--help``.
+        SystemExit: With code 2, for wrong arguments; with code 0, for ``--help`` and
+            ``--version``.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     args = build_parser().parse_args(argv)
@@ -71,11 +75,18 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=RawDescriptionRichHelpFormatter,
     )
+    parser.add_argument('--version', action='version', version=f'calkd {_version()}')
     children = parser.add_subparsers(metavar='COMMAND', required=True)
     for info in pkgutil.iter_modules(commands.__path__):
         module = importlib.import_module(f'{commands.__name__}.{info.name}')
         _add_command(children, info.name.replace('_', '-'), module)
     return parser
+
+
+def _version() -> str:
+    """Read the version from its file: importing the package would import torch."""
+    package = Path(importlib.util.find_spec('calkd_det').origin).parent
+    return runpy.run_path(str(package / 'version.py'))['__version__']
 
 
 def _add_command(

@@ -19,7 +19,7 @@ from calkd_cli import commands
 from calkd_cli.commands import demo, mini_data
 from calkd_cli.main import build_parser, main
 from calkd_cli.options import add_cfg_options, cfg_options
-from calkd_det import config_path
+from calkd_det import __version__, config_path
 from calkd_det.datasets.items import SOURCES
 from calkd_det.datasets.mini import DEFAULT_IMAGE_SIZE, DEFAULT_NUM_IMAGES, write_mini_dataset
 from calkd_det.errors import ConfigError
@@ -55,6 +55,13 @@ atexit.register(lambda: print('heavy:', [m for m in heavy if m in sys.modules], 
     else:
         first_line = importlib.import_module(f'calkd_cli.commands.{name}').__doc__.split('\n')[0]
         assert first_line in ' '.join(done.stdout.split())
+
+
+def test_version() -> None:
+    done = calkd(
+        '--version', code="import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    )
+    assert done.stdout.split() == ['calkd', __version__, 'False']
 
 
 def test_the_commands_are_there() -> None:

@@ -49,6 +49,8 @@ def attempt(title: str, make: Callable[..., T], *args: Any) -> tuple[T | None, l
         return None, [Finding('warning', title, f'cannot tell: {reason}')]
     except CalKDError as error:
         text = ' '.join(str(error).split())
+    except ModuleNotFoundError as error:
+        text = f'needs {error.name}, which is not installed: pip install {error.name}'
     # mmdet and torch raise anything on a wrong config, and later checks can still run.
     except Exception as error:
         text = f'{type(error).__name__}: {" ".join(str(error).split())}'

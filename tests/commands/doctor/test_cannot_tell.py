@@ -18,7 +18,7 @@ from mmengine.model import BaseModel
 
 from calkd_det import config_path
 from calkd_det.commands.doctor.examine import examine
-from calkd_det.commands.doctor.finding import Finding
+from calkd_det.commands.doctor.finding import Finding, attempt
 
 CALKD = 'mini/calkd_faster-rcnn_r18-teacher-student_fpn_12e_mini.py'
 
@@ -237,3 +237,12 @@ def test_keys_beside_the_model(kind: str, work: Path) -> None:
 def test_keys_beside_the_model_that_are_in_it_too_are_no_matter(work: Path) -> None:
     found = findings(lambda cfg: cfg.update(teacher=cfg.model.teacher))
     assert [mark for mark, _ in marked(found, 'distillation')] == ['ok', 'ok']
+
+
+def test_a_missing_package_is_named() -> None:
+    def weights() -> None:
+        raise ModuleNotFoundError("No module named 'torchvision'", name='torchvision')
+
+    _, (finding,) = attempt('initial weights', weights)
+    assert finding.mark == 'error'
+    assert finding.text == 'needs torchvision, which is not installed: pip install torchvision'
