@@ -54,7 +54,7 @@ docs: $(READY)
 
 # The independent implementations are compared with on the current versions only.
 test: lint $(if $(filter current,$(STACK)),$(ORACLES)/.ready)
-	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile
+	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(if $(filter current,$(STACK)),TRITON_INTERPRET=1 $(ORACLES)/bin/python -m pytest -m oracle)
 
 # Losses, teachers, evaluators, hooks and the order of imports: for the loop while developing.

@@ -22,6 +22,12 @@ import calkd_det  # noqa: F401
 zoo_cache.read_zoo_once()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no process ends with one while others idle."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays: a full collection need not look at it
 
