@@ -31,17 +31,22 @@ def can_fuse(*tensors: Tensor) -> bool:
 
 @cache
 def triton_works(device: torch.device) -> bool:
-    """Return whether Triton compiles for a device; where it does not, say so in the log once.
+    """Return whether all kernels run on a device; where they do not, say so in the log once.
 
     torch for CUDA brings Triton along on Linux. Triton also needs a C compiler.
     """
     if find_spec('triton') is None:
         return False
-    from calkd_det.losses.kernels.maps import softmax_divergence
-
     maps = torch.zeros(1, 1, 2, 2, device=device)
+    rows = maps.view(2, 2)
+    options = dict(tau=1.0, slope_scale=1.0, scale_by_difference=True)
     try:
+        from calkd_det.losses.kernels.maps import pkd_distance, softmax_divergence
+        from calkd_det.losses.kernels.scores import sigmoid_divergence
+
+        pkd_distance(maps, maps, None, torch.empty_like(maps))
         softmax_divergence(maps, maps, None, torch.empty_like(maps), 1.0)
+        sigmoid_divergence(rows, rows, torch.empty_like(rows), **options)
     except Exception as error:
         print_log(
             'Triton cannot compile here, so the losses of maps take more time; their values are '

@@ -37,7 +37,8 @@ def pkd_distance(student: Tensor, teacher: Tensor, mask: Tensor | None, slopes: 
     moments = student.new_empty(6, images, channels, dtype=torch.float32)
     _on_rows(_moments, student, teacher, mask, None, moments)
     factors = student.new_empty(7, channels, dtype=torch.float32)
-    _unite[(channels,)](moments, factors, EPS, images, channels, num_warps=1)
+    with torch.cuda.device_of(student):
+        _unite[(channels,)](moments, factors, EPS, images, channels, num_warps=1)
     distances = student.new_empty(images, channels, dtype=torch.float32)
     _on_rows(_standardised_distance, student, teacher, mask, slopes, factors, distances)
     return distances.sum()
@@ -76,15 +77,17 @@ def _on_rows(
     images, channels, height, width = student.shape
     places = height * width
     written = [] if slopes is None else [slopes, slopes.stride(0)]
-    kernel[(images * channels,)](
-        *(student, student.stride(0), teacher, teacher.stride(0)),
-        # Never read where there is none.
-        student if mask is None else mask.contiguous().view(torch.uint8),
-        *(*written, *arguments, channels, places),
-        HAS_MASK=mask is not None,
-        BLOCK=min(BLOCK, triton.next_power_of_2(places)),
-        num_warps=WARPS,
-    )
+    # Triton starts kernels on the current device, wherever the tensors are.
+    with torch.cuda.device_of(student):
+        kernel[(images * channels,)](
+            *(student, student.stride(0), teacher, teacher.stride(0)),
+            # Never read where there is none.
+            student if mask is None else mask.contiguous().view(torch.uint8),
+            *(*written, *arguments, channels, places),
+            HAS_MASK=mask is not None,
+            BLOCK=min(BLOCK, triton.next_power_of_2(places)),
+            num_warps=WARPS,
+        )
 
 
 @triton.jit

@@ -39,14 +39,17 @@ def sigmoid_divergence(
     columns = triton.next_power_of_2(classes)
     rows = max(VALUES // columns, 1)
     if samples:
-        _sigmoid_divergence[(triton.cdiv(samples, rows),)](
-            *(student, student.stride(0), teacher, teacher.stride(0), slopes, slopes.stride(0)),
-            *(divergences, tau, slope_scale, samples, classes),
-            BY_DIFFERENCE=scale_by_difference,
-            ROWS=rows,
-            COLUMNS=columns,
-            num_warps=WARPS,
-        )
+        # Triton starts kernels on the current device, wherever the tensors are.
+        with torch.cuda.device_of(student):
+            _sigmoid_divergence[(triton.cdiv(samples, rows),)](
+                *(student, student.stride(0), teacher, teacher.stride(0)),
+                *(slopes, slopes.stride(0), divergences),
+                *(tau, slope_scale, samples, classes),
+                BY_DIFFERENCE=scale_by_difference,
+                ROWS=rows,
+                COLUMNS=columns,
+                num_warps=WARPS,
+            )
     return divergences
 
 
