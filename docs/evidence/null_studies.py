@@ -25,7 +25,8 @@ from calkd_det.commands.study.statistics import SIGNIFICANCE, common_spread
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = (
     'controlled', 'teachers', 'methods', 'knowledge_faster', 'knowledge_retina', 'knowledge_dino',
-    'dense_retina', 'dense_gfl', 'unseen_images', 'student_calibration',
+    'dense_retina', 'dense_gfl', 'unseen_images', 'weight_and_temperature',
+    'student_calibration',
 )  # fmt: skip
 COUNT = 2000
 SEED = 0
