@@ -7,7 +7,8 @@ the weights of the last epochs of its students::
     python docs/evidence/spread.py
 
 The first command evaluates those weights in each of the ways and writes ``spread.jsonl``, a row a
-student; it goes on where it was interrupted. The second writes the table into docs/evidence.md.
+student; it goes on where it was interrupted. The second writes the tables into docs/evidence.md,
+the one of other schedules from the rows of ``configs/studies/schedules_*.py``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -53,6 +55,12 @@ IMAGES = (400, 800, 1600, 3200)
 STUDY_IMAGES = 800
 LAST_EPOCHS = 3
 AS_NOW = f'{STUDY_IMAGES} images'
+SCHEDULES = {
+    'as now: warm-up of 100 steps, two steps down': 'unseen_images',
+    'warm-up of 500 steps': 'schedules_warm_up',
+    'cosine in place of the steps down': 'schedules_cosine',
+}
+SCHEDULED_CELLS = ('T = 1', 'fitted T')
 OF_EVALUATIONS = f'mean mAP of the last {LAST_EPOCHS} epochs'
 OF_WEIGHTS = f'mean weights of the last {LAST_EPOCHS} epochs'
 
@@ -190,6 +198,37 @@ def _spread(rows: Sequence[Mapping[str, Any]], way: str) -> float:
     return 2**0.5 * common_spread(list(cells.values())).sd
 
 
+def scheduled() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of two cells by the way that their students were trained."""
+    found = {}
+    for way, name in SCHEDULES.items():
+        study = read_study(ROOT / 'configs' / 'studies' / f'{name}.py')
+        found[way] = [
+            row
+            for row in study_rows(ROOT / study.results)
+            if row['study'] == study.name and row['name'] in SCHEDULED_CELLS
+        ]
+    return found
+
+
+def compare_schedules(by_way: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """Return the table of schedules, from the rows of students by way."""
+    lines = [['way', 'spread of a difference', '95 % interval', 'students', 'mAP']]
+    for way, rows in by_way.items():
+        cells: dict[str, dict[int, float]] = {}
+        for row in rows:
+            cells.setdefault(row['name'], {})[row['seed']] = row['metrics']['mAP']
+        found = common_spread(list(cells.values()))
+        # Of a standard deviation of normal values.
+        ends = (found.degrees / stats.chi2.ppf([0.975, 0.025], found.degrees)) ** 0.5
+        spread, low, high = (100 * 2**0.5 * found.sd * factor for factor in (1, *ends))
+        mean = 100 * np.mean([row['metrics']['mAP'] for row in rows])
+        lines.append(
+            [way, f'{spread:.2f}', f'{low:.2f} to {high:.2f}', str(len(rows)), f'{mean:.1f}']
+        )
+    return lines
+
+
 def _gain(rows: Sequence[Mapping[str, Any]], way: str) -> float:
     """Return the mean mAP of all distilled students less that of those trained alone."""
     means = [
@@ -210,9 +249,12 @@ def main() -> None:
         return
     study = read_study(STUDY)
     trained = {row['hash']: row['seconds'] for row in study_rows(ROOT / study.results)}
-    text = table(compare(read_rows(), trained))
-    PAGE.write_text(fill_blocks(PAGE.read_text('utf-8'), {'spread': text}), 'utf-8')
-    print(text)
+    blocks = {
+        'spread': table(compare(read_rows(), trained)),
+        'schedules': table(compare_schedules(scheduled())),
+    }
+    PAGE.write_text(fill_blocks(PAGE.read_text('utf-8'), blocks), 'utf-8')
+    print('\n\n'.join(blocks.values()))
 
 
 if __name__ == '__main__':

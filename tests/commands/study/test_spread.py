@@ -61,6 +61,21 @@ def test_spread_time_and_gain_of_made_up_rows(spread: ModuleType) -> None:
     assert all(values[3] == pytest.approx(2, abs=0.4) for values in found.values())
 
 
+def test_spread_and_interval_of_made_up_schedules(spread: ModuleType) -> None:
+    rows = [
+        {'name': row['cell'], 'seed': row['seed'], 'metrics': {'mAP': row['map']['way']}}
+        for row in made_rows(spread, {'way': 0.01}, cells=2, seeds=400)
+    ]
+    heading, line = spread.compare_schedules({'mine': rows})
+    found = dict(zip(heading, line))
+    assert found['way'] == 'mine'
+    assert float(found['spread of a difference']) == pytest.approx(1.41, rel=0.1)
+    low, high = map(float, found['95 % interval'].split(' to '))
+    assert low < 1.41 < high
+    assert high / low == pytest.approx(1.15, abs=0.01)  # chi-squared with 399 degrees of freedom
+    assert found['students'] == '800'
+
+
 def test_mean_weights(spread: ModuleType) -> None:
     states = [
         {'weight': torch.tensor([value, 1.0]), 'steps': torch.tensor(int(10 * value))}
@@ -72,11 +87,20 @@ def test_mean_weights(spread: ModuleType) -> None:
     assert mean['steps'].dtype == torch.int64
 
 
-def test_the_table_of_the_page_is_that_of_the_rows(spread: ModuleType) -> None:
+def test_the_tables_of_the_page_are_those_of_the_rows(spread: ModuleType) -> None:
     study = spread.read_study(spread.STUDY)
     trained = {row['hash']: row['seconds'] for row in spread.study_rows(ROOT / study.results)}
     rows = spread.read_rows()
     assert len(rows) == sum(len(cell.seeds) for cell in study.cells.values())
-    text = spread.table(spread.compare(rows, trained))
+    scheduled = spread.scheduled()
+    assert {len(of_way) for of_way in scheduled.values()} == {8}
+    for name in list(spread.SCHEDULES.values())[1:]:
+        runs = spread.expand([spread.read_study(spread.STUDY.with_name(f'{name}.py'))])
+        own = {row['hash'] for row in spread.study_rows(ROOT / runs[0].study.results)}
+        assert {run.hash for run in runs} <= own
+    blocks = {
+        'spread': spread.table(spread.compare(rows, trained)),
+        'schedules': spread.table(spread.compare_schedules(scheduled)),
+    }
     page = spread.PAGE.read_text('utf-8')
-    assert spread.fill_blocks(page, {'spread': text}) == page
+    assert spread.fill_blocks(page, blocks) == page
