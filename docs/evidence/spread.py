@@ -19,7 +19,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from calkd_det.commands.pages import fill_blocks, table
 from calkd_det.commands.study.rows import read_rows as study_rows
 from calkd_det.commands.study.runs import Run, expand
 from calkd_det.commands.study.settings import read_study
-from calkd_det.commands.study.statistics import common_spread
+from calkd_det.commands.study.statistics import Spread, common_spread
 from calkd_det.datasets.mini import write_mini_dataset
 from calkd_det.evaluation import UnroundedCocoMetric
 from calkd_det.safe_loading import load_checkpoint
@@ -192,10 +192,15 @@ def compare(rows: Sequence[Mapping[str, Any]], trained: Mapping[str, float]) -> 
 
 def _spread(rows: Sequence[Mapping[str, Any]], way: str) -> float:
     """Return the standard deviation of a paired difference, of all cells."""
+    return 2**0.5 * _spread_of((row['cell'], row['seed'], row['map'][way]) for row in rows).sd
+
+
+def _spread_of(values: Iterable[tuple[str, int, float]]) -> Spread:
+    """Return the common spread of mAP by cell and seed."""
     cells: dict[str, dict[int, float]] = {}
-    for row in rows:
-        cells.setdefault(row['cell'], {})[row['seed']] = row['map'][way]
-    return 2**0.5 * common_spread(list(cells.values())).sd
+    for cell, seed, value in values:
+        cells.setdefault(cell, {})[seed] = value
+    return common_spread(list(cells.values()))
 
 
 def scheduled() -> dict[str, list[dict[str, Any]]]:
@@ -215,10 +220,7 @@ def compare_schedules(by_way: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
     """Return the table of schedules, from the rows of students by way."""
     lines = [['way', 'spread of a difference', '95 % interval', 'students', 'mAP']]
     for way, rows in by_way.items():
-        cells: dict[str, dict[int, float]] = {}
-        for row in rows:
-            cells.setdefault(row['name'], {})[row['seed']] = row['metrics']['mAP']
-        found = common_spread(list(cells.values()))
+        found = _spread_of((row['name'], row['seed'], row['metrics']['mAP']) for row in rows)
         # Of a standard deviation of normal values.
         ends = (found.degrees / stats.chi2.ppf([0.975, 0.025], found.degrees)) ** 0.5
         spread, low, high = (100 * 2**0.5 * found.sd * factor for factor in (1, *ends))

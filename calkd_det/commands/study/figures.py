@@ -129,14 +129,14 @@ def plot_across(
 
 
 def plot_differences(
-    differences: Mapping[str, PairedDifference], title: str, metric: str = 'mAP'
+    differences: Mapping[str, PairedDifference], title: str, measure: str = 'mAP in points'
 ) -> Figure:
     """Draw paired differences as dots with 95 % intervals, a line a comparison.
 
     Args:
         differences: By the comparison's name, of an outcome whose hundredths are drawn.
         title: Shown above.
-        metric: The outcome's name.
+        measure: The outcome and the unit of its hundredths, ``'D-ECE in points'``.
 
     Returns:
         A figure.
@@ -150,8 +150,7 @@ def plot_differences(
         _draw_difference(ax, y, found, vertical=False)
     ax.set_yticks(range(len(differences)), list(differences), fontsize=9)
     ax.set_ylim(len(differences) - 0.4, -0.6)
-    unit = 'hundredths' if metric.startswith(('NLL', 'Brier')) else 'points'
-    ax.set_xlabel(f'difference of {metric} in {unit}, same seed on both sides')
+    ax.set_xlabel(f'difference of {measure}, same seed on both sides')
     ax.set_title(title, fontsize=11, color=INK, loc='left')
     _strip(ax, axis='x')
     note = "red: shown after Holm's correction; small dots: single seeds"

@@ -32,6 +32,11 @@ def further_metrics(study: Study) -> list[str]:
     return [name for name in study.metrics if name not in METRICS]
 
 
+def unit_of(outcome: str) -> str:
+    """Return what a hundredth of an outcome is called."""
+    return 'hundredths' if outcome.startswith(('NLL', 'Brier')) else 'points'
+
+
 def find_outcomes(selection: Selection) -> dict[str, OutcomeFindings]:
     """Test all comparisons of a study by each outcome that rows have, and correct by Holm.
 
@@ -115,7 +120,7 @@ def _mean(values: list[float], outcome: str) -> str:
     if not values:
         return '–'
     mean = sum(values) / len(values)
-    return f'{mean:.3f}' if outcome.startswith(('NLL', 'Brier')) else f'{100 * mean:.1f}'
+    return f'{mean:.3f}' if unit_of(outcome) == 'hundredths' else f'{100 * mean:.1f}'
 
 
 def _difference(found: PairedDifference | None) -> str:

@@ -17,7 +17,7 @@ from calkd_det.commands.study.figures import (
     plot_reliabilities,
     plot_temperatures,
 )
-from calkd_det.commands.study.outcomes import find_outcomes
+from calkd_det.commands.study.outcomes import OutcomeFindings, find_outcomes, unit_of
 from calkd_det.commands.study.primary import (
     EXPLORATION,
     plan_text,
@@ -72,8 +72,8 @@ def write_reports(studies: Sequence[Study]) -> list[Path]:
     written: list[Path] = []
     for study in studies:
         selection = select(study)
-        found = find(selection)
-        figures = draw(selection, found)
+        found, outcomes = find(selection), find_outcomes(selection)
+        figures = draw(selection, found, outcomes)
         names = {}
         for name, figure in figures.items():
             study.pictures.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def write_reports(studies: Sequence[Study]) -> list[Path]:
             figure.savefig(path)
             written.append(path)
             names[name] = Path(os.path.relpath(path, study.page.parent)).as_posix()
-        pages = {study.page: compose(selection, found, names)}
+        pages = {study.page: compose(selection, found, outcomes, names)}
         if study.primary is not None:
             block = {f'{study.name} {SUMMARY}': summary_text(selection, found)}
             pages[study.summary_page] = {**pages.get(study.summary_page, {}), **block}
@@ -109,12 +109,18 @@ def new_page(studies: Iterable[Study], path: Path) -> str:
     return '\n'.join(lines)
 
 
-def compose(selection: Selection, found: Findings, figures: dict[str, str]) -> dict[str, str]:
+def compose(
+    selection: Selection,
+    found: Findings,
+    outcomes: Mapping[str, OutcomeFindings],
+    figures: dict[str, str],
+) -> dict[str, str]:
     """Return the content of a study's blocks, by the block's name.
 
     Args:
         selection: The study's rows.
         found: What they show.
+        outcomes: What they show of other outcomes than mAP.
         figures: Paths of its figures, relative to the page, by kind.
     """
     study = selection.study
@@ -127,7 +133,7 @@ def compose(selection: Selection, found: Findings, figures: dict[str, str]) -> d
     else:
         parts = {
             'answer': answer(selection, found),
-            'tables': tables(selection, found),
+            'tables': tables(selection, found, outcomes),
             'figures': '\n\n'.join(
                 f'![{study.title}: {CAPTIONS[name]}]({path})' for name, path in figures.items()
             )
@@ -199,7 +205,9 @@ def runs_text(selection: Selection) -> str:
     return '\n'.join(lines)
 
 
-def draw(selection: Selection, found: Findings) -> dict[str, Figure]:
+def draw(
+    selection: Selection, found: Findings, outcomes: Mapping[str, OutcomeFindings]
+) -> dict[str, Figure]:
     """Draw the study's figures, by kind; those without anything to show are left out."""
     study = selection.study
     figures = {}
@@ -216,10 +224,11 @@ def draw(selection: Selection, found: Findings) -> dict[str, Figure]:
         if students:
             figures['across'] = plot_across(predictors, students, found.relations)
     if found.primary is not None:
-        outcome = find_outcomes(selection).get(study.primary.metric)  # None for mAP and its kin
+        outcome = outcomes.get(study.primary.metric)  # None for mAP and its kin
         if outcome is not None:
             differences = {**outcome.differences, study.primary.comparison.name: found.primary}
-            figures['primary'] = plot_differences(differences, study.title, study.primary.metric)
+            measure = f'{study.primary.metric} in {unit_of(study.primary.metric)}'
+            figures['primary'] = plot_differences(differences, study.title, measure)
     if 'paired' in study.figures and found.differences:
         figures['paired'] = plot_differences(found.differences, study.title)
     if 'reliability' in study.figures:

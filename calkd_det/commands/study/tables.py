@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from calkd_det.commands.pages import table
 from calkd_det.commands.study.design import FITTED, Cell
-from calkd_det.commands.study.outcomes import find_outcomes, outcome_tables
+from calkd_det.commands.study.outcomes import OutcomeFindings, outcome_tables
 from calkd_det.commands.study.power import smallest_difference
 from calkd_det.commands.study.relations import Relation
 from calkd_det.commands.study.results import Findings, degrees_per_pair
@@ -16,7 +16,7 @@ from calkd_det.commands.study.statistics import contrast_factor, mean_interval
 from calkd_det.commands.study.wording import ends, percent, points
 
 
-def tables(selection: Selection, found: Findings) -> str:
+def tables(selection: Selection, found: Findings, outcomes: Mapping[str, OutcomeFindings]) -> str:
     """Return the tables of cells, comparisons, teachers and what these explain."""
     parts = [
         'Student, figures of the last epoch in percent, mean over seeds; in brackets the '
@@ -32,7 +32,6 @@ def tables(selection: Selection, found: Findings) -> str:
             'correction.',
             difference_table(selection, found),
         ]
-    outcomes = find_outcomes(selection)
     if outcomes:
         parts += outcome_tables(selection, outcomes)
     if found.relations:

@@ -100,6 +100,24 @@ def _which_count(mask, start, places, HAS_MASK: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
+def _to_row(maps, stride, channels, places):
+    """Return a pointer to the row of this program, of maps whose images lie ``stride`` apart."""
+    row = tl.program_id(0)
+    return maps + (row // channels).to(tl.int64) * stride + (row % channels).to(tl.int64) * places
+
+
+@triton.jit
+def _to_image(mask, channels, places):
+    """Return a pointer to the mask of this program's image."""
+    return mask + (tl.program_id(0) // channels).to(tl.int64) * places
+
+
+@triton.jit
+def _load(row, at, keep):
+    return tl.load(row + at, mask=keep, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _moments(
     student,
     student_stride,
@@ -113,11 +131,9 @@ def _moments(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    image = (row // channels).to(tl.int64)
-    offset = (row % channels).to(tl.int64) * places
-    student += image * student_stride + offset
-    teacher += image * teacher_stride + offset
-    mask += image * places
+    student = _to_row(student, student_stride, channels, places)
+    teacher = _to_row(teacher, teacher_stride, channels, places)
+    mask = _to_image(mask, channels, places)
 
     # Means are taken from the first value on, so that that of a constant channel is exact.
     own_first = tl.load(student).to(tl.float32)
@@ -127,8 +143,8 @@ def _moments(
     other_sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, places, BLOCK):
         at, keep = _which_count(mask, start, places, HAS_MASK, BLOCK)
-        own = tl.load(student + at, mask=keep, other=0.0).to(tl.float32)
-        other = tl.load(teacher + at, mask=keep, other=0.0).to(tl.float32)
+        own = _load(student, at, keep)
+        other = _load(teacher, at, keep)
         counts += keep.to(tl.float32)
         own_sums += tl.where(keep, own - own_first, 0.0)
         other_sums += tl.where(keep, other - other_first, 0.0)
@@ -141,8 +157,8 @@ def _moments(
     products = tl.zeros([BLOCK], tl.float32)
     for start in range(0, places, BLOCK):
         at, keep = _which_count(mask, start, places, HAS_MASK, BLOCK)
-        own = tl.load(student + at, mask=keep, other=0.0).to(tl.float32)
-        other = tl.load(teacher + at, mask=keep, other=0.0).to(tl.float32)
+        own = _load(student, at, keep)
+        other = _load(teacher, at, keep)
         own = tl.where(keep, own - own_mean, 0.0)
         other = tl.where(keep, other - other_mean, 0.0)
         own_squares += own * own
@@ -223,14 +239,11 @@ def _standardised_distance(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    channel = row % channels
-    image = (row // channels).to(tl.int64)
-    offset = channel.to(tl.int64) * places
-    student += image * student_stride + offset
-    teacher += image * teacher_stride + offset
-    slopes += image * slopes_stride + offset
-    mask += image * places
-    factors += channel
+    student = _to_row(student, student_stride, channels, places)
+    teacher = _to_row(teacher, teacher_stride, channels, places)
+    slopes = _to_row(slopes, slopes_stride, channels, places)
+    mask = _to_image(mask, channels, places)
+    factors += row % channels
     own_mean = tl.load(factors)
     other_mean = tl.load(factors + channels)
     scale = tl.load(factors + 2 * channels)
@@ -242,8 +255,8 @@ def _standardised_distance(
     distance = tl.zeros([BLOCK], tl.float32)
     for start in range(0, places, BLOCK):
         at, keep = _which_count(mask, start, places, HAS_MASK, BLOCK)
-        own = tl.load(student + at, mask=keep, other=0.0).to(tl.float32) - own_mean
-        other = tl.load(teacher + at, mask=keep, other=0.0).to(tl.float32) - other_mean
+        own = _load(student, at, keep) - own_mean
+        other = _load(teacher, at, keep) - other_mean
         # Not own * scale - other * other_scale, of which a GPU rounds one product only.
         difference = (own - other) * scale + other * (scale - other_scale)
         difference = tl.where(keep, difference, 0.0)
@@ -270,12 +283,10 @@ def _softmax_divergence(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    image = (row // channels).to(tl.int64)
-    offset = (row % channels).to(tl.int64) * places
-    student += image * student_stride + offset
-    teacher += image * teacher_stride + offset
-    slopes += image * slopes_stride + offset
-    mask += image * places
+    student = _to_row(student, student_stride, channels, places)
+    teacher = _to_row(teacher, teacher_stride, channels, places)
+    slopes = _to_row(slopes, slopes_stride, channels, places)
+    mask = _to_image(mask, channels, places)
 
     own_tops = tl.full([BLOCK], LOWEST, tl.float32)
     other_tops = tl.full([BLOCK], LOWEST, tl.float32)
@@ -283,8 +294,8 @@ def _softmax_divergence(
     other_sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, places, BLOCK):
         at, keep = _which_count(mask, start, places, HAS_MASK, BLOCK)
-        own = tl.load(student + at, mask=keep, other=0.0).to(tl.float32) / tau
-        other = tl.load(teacher + at, mask=keep, other=0.0).to(tl.float32) / tau
+        own = _load(student, at, keep) / tau
+        other = _load(teacher, at, keep) / tau
         own_top = tl.maximum(own_tops, tl.where(keep, own, LOWEST))
         other_top = tl.maximum(other_tops, tl.where(keep, other, LOWEST))
         own_sums = own_sums * tl.exp(own_tops - own_top)
@@ -304,8 +315,8 @@ def _softmax_divergence(
     divergence = tl.zeros([BLOCK], tl.float32)
     for start in range(0, places, BLOCK):
         at, keep = _which_count(mask, start, places, HAS_MASK, BLOCK)
-        own = tl.load(student + at, mask=keep, other=0.0).to(tl.float32) / tau
-        other = tl.load(teacher + at, mask=keep, other=0.0).to(tl.float32) / tau
+        own = _load(student, at, keep) / tau
+        other = _load(teacher, at, keep) / tau
         share = tl.exp(other - other_constant)
         log_ratio = (other - own) - (other_constant - own_constant)
         divergence += tl.where(keep, share * log_ratio, 0.0)
