@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
+import os
 import warnings
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
+import zoo_cache
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import helpers
-import zoo_cache
-
 import calkd_det  # noqa: F401
 
+STAND_INS = Path(__file__).parent / 'stand_ins'  # pyproject.toml puts it into this process's path
+
 zoo_cache.read_zoo_once()
+# Processes that tests start find the stand-ins too.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    [str(STAND_INS), *filter(None, [os.environ.get('PYTHONPATH')])]
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -50,7 +50,10 @@ def attempt(title: str, make: Callable[..., T], *args: Any) -> tuple[T | None, l
     except CalKDError as error:
         text = ' '.join(str(error).split())
     except ModuleNotFoundError as error:
-        text = f'needs {error.name}, which is not installed: pip install {error.name}'
+        text = (
+            f'needs the module {error.name}, which Python does not find: install the package that '
+            'has it, or add the folder that it lies in to PYTHONPATH'
+        )
     # mmdet and torch raise anything on a wrong config, and later checks can still run.
     except Exception as error:
         text = f'{type(error).__name__}: {" ".join(str(error).split())}'

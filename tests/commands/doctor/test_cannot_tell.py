@@ -245,4 +245,7 @@ def test_a_missing_package_is_named() -> None:
 
     _, (finding,) = attempt('initial weights', weights)
     assert finding.mark == 'error'
-    assert finding.text == 'needs torchvision, which is not installed: pip install torchvision'
+    assert finding.text == (
+        'needs the module torchvision, which Python does not find: install the package that has '
+        'it, or add the folder that it lies in to PYTHONPATH'
+    )

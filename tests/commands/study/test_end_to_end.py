@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from calkd_cli.main import main
 from calkd_det.commands.study.report import PARTS
 
 # The smoke study, smaller still.
@@ -46,25 +47,24 @@ study = dict(
 
 
 @pytest.mark.slow
-def test_a_study_survives_a_kill_and_makes_its_report(tmp_path: Path) -> None:
-    (tmp_path / 'tiny.py').write_text(STUDY)
-    command = [sys.executable, '-m', 'calkd_cli', 'study', 'tiny.py']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+def test_a_study_survives_a_kill_and_makes_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    Path('tiny.py').write_text(STUDY)
 
     def study(*arguments: str) -> str:
-        done = subprocess.run(
-            [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        code = main(['study', 'tiny.py', *arguments])
+        said = capfd.readouterr()
+        assert code == 0, said.out + said.err
+        return said.out
 
     assert study('--dry-run').endswith('7 runs: 0 done, 0 trained, 7 to do\n')
 
     results = tmp_path / 'work_dirs' / 'study-smoke' / 'results.jsonl'
     process = subprocess.Popen(
-        [*command, '--jobs', '1'],
-        cwd=tmp_path,
-        env=environment,
+        [sys.executable, '-u', '-m', 'calkd_cli', 'study', 'tiny.py', '--jobs', '1'],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

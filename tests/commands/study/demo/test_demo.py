@@ -9,21 +9,20 @@ from pathlib import Path
 
 import pytest
 
-SMALL = ['--epochs', '2', '--train-images', '64', '--val-images', '16', '--calibration-images', '8']
+from calkd_cli.main import main
+
+WORDS = ['demo', '--work-dir', 'runs', '--data', 'data']
+SMALL = ['--epochs', '2', '--train-images', '16', '--val-images', '8', '--calibration-images', '8']
 
 
 @pytest.mark.slow
-def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path: Path) -> None:
-    def demo(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, '-m', 'calkd_cli', 'demo', '--work-dir', 'runs']
-        command += ['--data', 'data', *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
-    unfinished = demo('--report-only', *SMALL)
-    assert unfinished.returncode == 1
-    assert 'run the demo without --report-only' in unfinished.stderr
-
-    first = demo(*SMALL)
+def test_the_demo_trains_reports_and_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = subprocess.run(
+        [sys.executable, '-m', 'calkd_cli', *WORDS, *SMALL], capture_output=True, text=True
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / 'runs' / 'demo'
     assert first.stdout.rstrip().endswith('report: runs/demo/report.md')
@@ -41,12 +40,10 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path: Path) -> None:
     assert f'{100 * rows[0]["metrics"]["mAP"]:.1f}' in text
     assert len(list(folder.glob('*/epoch_2.pth'))) == 5
 
-    second = demo(*SMALL)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert 'nothing to do: every run has its row' in second.stdout
+    assert main([*WORDS, *SMALL]) == 0
+    assert 'nothing to do: every run has its row' in capsys.readouterr().out
     assert (folder / 'report.md').read_text('utf-8') == text
 
-    other_data = demo(*SMALL[:-1], '9')
-    assert other_data.returncode == 1
-    assert other_data.stderr.startswith('error: ')
-    assert other_data.stderr.count('\n') == 1
+    assert main([*WORDS, *SMALL[:-1], '9']) == 1
+    told = capsys.readouterr().err.strip().split('\n')[-1]
+    assert told.startswith('error: ')
