@@ -8,14 +8,29 @@ from importlib.metadata import PackageNotFoundError, version
 
 # Not in install_requires: the maintained forks install the same modules under other
 # distribution names, and pip would install both over each other.
+_NO_OPERATORS = (
+    'mmcv has no operators for this torch (it is mmcv-lite, was built with MMCV_WITH_OPS=0, or for '
+    'another torch). Remove it, pip uninstall mmcv mmcv-lite onedl-mmcv, then pip install '
+    '--no-cache-dir '
+)
+_NOT_WHOLE = 'mmdet is there, but not all that it imports: pip install the package that has it'
 _INSTALL = {
     'torch': "pip install 'torch>=2.1'",
     'mmengine': 'pip install mmengine==0.10.7',
     'mmcv': 'pip install mmcv==2.1.0, which compiles for some minutes',
-    'mmcv.ops': 'mmcv has no operators for this torch (it is mmcv-lite, was built with '
-    'MMCV_WITH_OPS=0, or for another torch). Remove it, pip uninstall mmcv mmcv-lite, then '
-    'pip install --no-cache-dir mmcv==2.1.0',
+    'mmcv.ops': f'{_NO_OPERATORS}mmcv==2.1.0',
     'mmdet': 'pip install mmdet==3.3.0 mmcv==2.1.0; mmdet 3.3.0 takes mmcv below 2.2.0',
+    'mmdet.datasets': _NOT_WHOLE,
+    'mmdet.models': _NOT_WHOLE,
+}
+_FORKS = ('onedl-mmdetection', 'onedl-mmcv', 'onedl-mmengine')
+_INSTALL_FORKS = {
+    **_INSTALL,
+    'mmengine': 'pip install onedl-mmengine==0.10.12',
+    'mmcv': 'pip install onedl-mmcv==2.3.6, which compiles for some minutes',
+    'mmcv.ops': f'{_NO_OPERATORS}onedl-mmcv==2.3.6',
+    'mmdet': 'pip install onedl-mmdetection==3.5.1 onedl-mmcv==2.3.6',
+    'mmdet.datasets': f'{_NOT_WHOLE}; the one of imgaug is imaug',
 }
 
 
@@ -27,7 +42,8 @@ def check_stack() -> None:
             it and what to install.
     """
     _check_numpy()
-    for module, install in _INSTALL.items():
+    forked = any(map(_is_installed, _FORKS))
+    for module, install in (_INSTALL_FORKS if forked else _INSTALL).items():
         try:
             importlib.import_module(module)
         except (ImportError, AssertionError, OSError) as error:  # mmdet asserts mmcv's version
@@ -43,6 +59,14 @@ def check_stack() -> None:
             f'CalKD-Det needs torch >= 2.1, but this is {torch.__version__}. {_INSTALL["torch"]}, '
             'and an mmcv that is built for it.'
         )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _check_numpy() -> None:

@@ -47,6 +47,37 @@ def test_mmcv_without_operators(tmp_path: Path) -> None:
     assert 'pip install --no-cache-dir mmcv==2.1.0' in line
 
 
+EMPTY = ('torch.py', 'mmengine.py', 'mmcv/__init__.py', 'mmcv/ops.py', 'mmdet/__init__.py')
+
+
+def test_an_mmdet_without_a_package_that_it_imports(tmp_path: Path) -> None:
+    """Its ``datasets`` and ``models`` import what ``mmdet`` itself does not."""
+    modules = {**dict.fromkeys(EMPTY, ''), 'mmdet/datasets.py': 'import imgaugg'}
+    line = import_error(tmp_path, modules)
+    assert "cannot import 'mmdet.datasets' (ModuleNotFoundError: No module named 'imgaugg')" in line
+    assert 'pip install the package that has it' in line
+    line = import_error(tmp_path, {'mmdet/datasets.py': '', 'mmdet/models.py': 'import shaply'})
+    assert "cannot import 'mmdet.models' (ModuleNotFoundError: No module named 'shaply')" in line
+
+
+@pytest.mark.parametrize(
+    ('module', 'install'),
+    [
+        ('mmengine', 'pip install onedl-mmengine=='),
+        ('mmcv/__init__', 'pip install onedl-mmcv=='),
+        ('mmcv/ops', 'pip install --no-cache-dir onedl-mmcv=='),
+        ('mmdet/__init__', 'pip install onedl-mmdetection=='),
+        ('mmdet/datasets', 'the one of imgaug is imaug'),
+    ],
+)
+def test_the_forks_are_named_where_one_is_installed(
+    tmp_path: Path, module: str, install: str
+) -> None:
+    modules = {**dict.fromkeys(EMPTY, ''), f'{module}.py': "raise ImportError('broken')"}
+    modules['onedl_mmengine-0.10.12.dist-info/METADATA'] = 'Name: onedl-mmengine\nVersion: 0.10.12'
+    assert install in import_error(tmp_path, modules)
+
+
 def test_mmcv_that_mmdet_does_not_take(tmp_path: Path) -> None:
     code = f'import mmcv; mmcv.__version__ = "2.2.0"\n{IMPORT}'
     line = import_error(tmp_path, {}, code)
