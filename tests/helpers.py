@@ -6,7 +6,8 @@ import copy
 import gc
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 from calkd_det import safe_loading
 
@@ -201,6 +202,18 @@ def switch_off_fast_attention(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.overrides, 'has_torch_function', lambda tensors: True)
     else:
         monkeypatch.setattr(torch.backends.mha, 'get_fastpath_enabled', lambda: False)
+
+
+def process_context() -> BaseContext:
+    """For processes that are forked from one which has imported the libraries and done no more."""
+    multiprocessing.set_forkserver_preload(['mmdet.models', 'mmdet.datasets', 'calkd_det'])
+    return multiprocessing.get_context('forkserver')
+
+
+def run_ranks(work: Callable[..., None], *args: Any) -> None:
+    """Call ``work(rank, *args)`` in two processes."""
+    method = process_context().get_start_method()
+    multiprocessing.start_processes(work, args, nprocs=2, start_method=method)
 
 
 def leave_process_group() -> None:

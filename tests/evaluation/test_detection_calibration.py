@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import helpers
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import load
@@ -337,7 +337,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
     annotations, images = many_case()
     path = annotation_file(tmp_path / 'many.json', annotations, len(images))
     alone = evaluate(DetectionCalibration(path), images)
-    mp.spawn(_evaluate_as_rank, (2, str(tmp_path)), nprocs=2)
+    helpers.run_ranks(_evaluate_as_rank, 2, str(tmp_path))
     for rank in range(2):
         assert json.loads((tmp_path / f'figures2_{rank}.json').read_text()) == alone
     assert alone['calibration/num_detections'] > 30

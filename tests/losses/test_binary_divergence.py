@@ -8,7 +8,7 @@ import helpers
 import pytest
 import torch
 from test_binary_kd_loss import WEIGHTINGS, every_weighting, reference, samples
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from calkd_det.commands.benchmark.loss_cost import loss_memory, plain_binary_kd_loss
@@ -250,7 +250,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
 
     The 15 and 25 samples of the processes hold another number of objects each.
     """
-    multiprocessing.spawn(train_half, (tmp_path,), nprocs=2)
+    helpers.run_ranks(train_half, tmp_path)
     found = [torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2)]
     for weighting in WEIGHTINGS:
         linear, features, others = linear_and_inputs()

@@ -21,7 +21,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 
 import calkd_det  # noqa: F401
 
@@ -196,7 +196,7 @@ def ranks(
         no_objects=(partial(odd_rank, no_rois=False), masked),
         download=(teacher_from, helpers.distilled_config(teacher_config, server[0])),
     )
-    multiprocessing.spawn(work, args=(jobs, folder), nprocs=2)
+    helpers.run_ranks(work, jobs, folder)
     return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
 
 

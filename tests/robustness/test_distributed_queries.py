@@ -9,15 +9,13 @@ from typing import Any
 
 import helpers
 import pytest
-import query_cases
 import torch
 from helpers import CLASSES
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
-from pairs import save
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 
 import calkd_det  # noqa: F401
 
@@ -84,11 +82,14 @@ def work(rank: int, cfg: ConfigDict, folder: Path) -> None:
 @pytest.fixture(scope='module')
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """A DINO taught classes and boxes, by matching and by denoising queries."""
+    import query_cases  # not by the ranks: they would read configs of the zoo for seconds
+
     student = query_cases.detector_config('DINO')
     student.backbone.norm_eval = True
     teacher = query_cases.detector_config('DINO', width=16, queries=16)
     checkpoint = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
-    save(helpers.build(teacher, seed=1), checkpoint, CLASSES)
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(meta=meta, state_dict=helpers.build(teacher, seed=1).state_dict()), checkpoint)
     student.type = 'CalKDDINO'
     student.teacher = dict(
         config=dict(model=teacher.to_dict()), checkpoint=str(checkpoint), denoising=True
@@ -100,7 +101,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
 @pytest.fixture(scope='module')
 def ranks(cfg: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp('ranks')
-    multiprocessing.spawn(work, args=(cfg, folder), nprocs=2)
+    helpers.run_ranks(work, cfg, folder)
     return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import signal
 from itertools import combinations
@@ -47,9 +46,9 @@ def test_killed_in_mid_epoch_and_resumed_is_the_uninterrupted_run(
         distilled=helpers.distilled_config(teacher_config, teacher[1]),
         learnt=learnt_config(teacher_config, teacher),
     )
-    spawn = multiprocessing.get_context('spawn')
+    context = helpers.process_context()
     processes = [
-        spawn.Process(target=run_until_killed, args=(model, tmp_path / f'{name}_killed', 2))
+        context.Process(target=run_until_killed, args=(model, tmp_path / f'{name}_killed', 2))
         for name, model in models.items()
     ]
     for process in processes:
