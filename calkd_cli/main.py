@@ -19,7 +19,7 @@ from types import ModuleType
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from calkd_cli import commands
-from calkd_cli.options import UsageError
+from calkd_cli.options import UsageError, keep_stdout_for_json
 
 DONE, FAILED, WRONG_ARGUMENTS, STOPPED = 0, 1, 2, 130
 EXIT_CODES = (
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter('ignore')
     _stop_as_by_ctrl_c()
     try:
-        return args.run(args)
+        with keep_stdout_for_json(args):
+            return args.run(args)
     except KeyboardInterrupt:
         print(f'\nstopped; the same command {args.when_stopped}', file=sys.stderr)
         return STOPPED

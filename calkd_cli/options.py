@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -102,8 +103,15 @@ def add_json(parser: ArgumentParser, content: str) -> None:
 
 
 def keep_stdout_for_json(args: Namespace) -> AbstractContextManager:
-    """With ``--json``, send what pycocotools and loggers print in the block to stderr."""
-    return contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+    """With ``--json``, send what imports, pycocotools and loggers print in the block to stderr."""
+    args.stdout = sys.stdout
+    json_only = getattr(args, 'json', False)
+    return contextlib.redirect_stdout(sys.stderr) if json_only else contextlib.nullcontext()
+
+
+def print_json(args: Namespace, content: Any) -> None:
+    """Print the answer to ``--json``."""
+    print(json.dumps(content, indent=2), file=args.stdout)
 
 
 def _key_and_value(text: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from mmengine.utils import digit_version
 
 from calkd_det import restricted_pickle
-from calkd_det.safe_globals import allowed_globals, current_name, full_name, safe_globals
+from calkd_det.safe_globals import allowed_globals, current_name, safe_globals
 
 _LEGACY_PICKLES = 4  # before 1.6 torch wrote three small pickles and then that of the content
 
@@ -50,11 +50,10 @@ def load_checkpoint(file: str | Path | BinaryIO, map_location: Any = 'cpu') -> A
 def register_safe_globals() -> None:
     """Declare what a ``Runner`` checkpoint holds safe for ``torch.load(weights_only=True)``."""
     if torch_takes_named_globals():  # below, safe loading is not the default
+        # With the name, as torch keeps them apart from those that others declare for a while:
+        # onedl-mmengine takes its own back after each file that it loads.
         torch.serialization.add_safe_globals(
-            [
-                value if full_name(value) == name else (value, name)
-                for name, value in safe_globals().items()
-            ]
+            [(value, name) for name, value in safe_globals().items()]
         )
 
 

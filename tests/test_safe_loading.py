@@ -94,6 +94,15 @@ def test_a_whole_training_checkpoint_is_loaded(
     assert refused_globals(path) == []
 
 
+def test_what_others_declare_for_a_while_stays_declared(load: Callable) -> None:
+    """As onedl-mmengine does around each file that it loads."""
+    if load is by_torch:
+        with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, np.dtype]):
+            pass
+    buffer = load(saved(dict(buffer=HistoryBuffer([1.0], [1]), array=np.ones(2))))['buffer']
+    assert buffer.mean() == 1.0
+
+
 class Call:
     def __init__(self, function: Any, *args: Any) -> None:
         self.function, self.args = function, args

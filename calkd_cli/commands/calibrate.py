@@ -8,7 +8,6 @@ the student: the config's own train and test images are no such, so there is no 
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from calkd_cli.options import (
     add_json,
     at_least,
     find_device,
-    keep_stdout_for_json,
+    print_json,
     read_config,
 )
 
@@ -113,11 +112,10 @@ def run(args: Namespace) -> int:
 
     out = _out(args)
     options = _common_options(args)
-    with keep_stdout_for_json(args):
-        report = calibrate(**options, own_training=own_training, out=out)
-        files = write_report(report, out)
+    report = calibrate(**options, own_training=own_training, out=out)
+    files = write_report(report, out)
     if args.json:
-        print(json.dumps(to_json(report), indent=2))
+        print_json(args, to_json(report))
     else:
         print(f'\n{summary(report, out)}\n\nreport: {files[1]}')
     return 0
@@ -127,13 +125,10 @@ def _run_boxes(args: Namespace) -> int:
     from calkd_det.commands.calibrate_boxes import calibrate_boxes, summary, write_result
 
     options = _common_options(args)
-    with keep_stdout_for_json(args):
-        result = calibrate_boxes(
-            **options, method=args.method or 'platt', fit_to=args.fit_to or 'iou'
-        )
-        path = write_result(result, _out(args))
+    result = calibrate_boxes(**options, method=args.method or 'platt', fit_to=args.fit_to or 'iou')
+    path = write_result(result, _out(args))
     if args.json:
-        print(json.dumps(result.to_plain(), indent=2))
+        print_json(args, result.to_plain())
     else:
         print(f'\n{summary(result, path)}')
     return 0

@@ -7,7 +7,6 @@ on a few validation images, and one dry training step. Nothing is trained or wri
 from __future__ import annotations
 
 import dataclasses
-import json
 import textwrap
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from calkd_cli.options import (
     add_json,
     at_least,
     find_device,
-    keep_stdout_for_json,
+    print_json,
     read_config,
 )
 
@@ -50,15 +49,14 @@ def run(args: Namespace) -> int:
     cfg = read_config(args)
     device = find_device(args)
     findings = []
-    with keep_stdout_for_json(args):
-        for finding in examine(cfg, device=device, num_images=args.images):
-            findings.append(finding)
-            if not args.json:
-                print(format_finding(finding), flush=True)
+    for finding in examine(cfg, device=device, num_images=args.images):
+        findings.append(finding)
+        if not args.json:
+            print(format_finding(finding), flush=True)
     ready = all(finding.mark != 'error' for finding in findings)
     if args.json:
         entries = [dataclasses.asdict(finding) for finding in findings]
-        print(json.dumps({'ready': ready, 'findings': entries}, indent=2))
+        print_json(args, {'ready': ready, 'findings': entries})
     else:
         print(f'\n{verdict(findings)}')
     return 0 if ready else 1
