@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mmdet
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,7 @@ def test_mmcv_without_operators(tmp_path: Path) -> None:
     line = import_error(tmp_path, modules)
     assert "cannot import 'mmcv.ops'" in line
     assert 'mmcv-lite' in line
-    assert 'pip install --no-cache-dir mmcv==2.1.0' in line
+    assert re.search(r'pip install --no-cache-dir (onedl-)?mmcv==', line)
 
 
 EMPTY = ('torch.py', 'mmengine.py', 'mmcv/__init__.py', 'mmcv/ops.py', 'mmdet/__init__.py')
@@ -78,6 +80,9 @@ def test_the_forks_are_named_where_one_is_installed(
     assert install in import_error(tmp_path, modules)
 
 
+@pytest.mark.skipif(
+    not hasattr(mmdet, 'mmcv_maximum_version'), reason='this mmdet takes every mmcv'
+)
 def test_mmcv_that_mmdet_does_not_take(tmp_path: Path) -> None:
     code = f'import mmcv; mmcv.__version__ = "2.2.0"\n{IMPORT}'
     line = import_error(tmp_path, {}, code)

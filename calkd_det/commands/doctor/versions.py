@@ -9,7 +9,7 @@ from mmcv.ops import get_compiling_cuda_version
 
 from calkd_det.commands.doctor.finding import Finding
 
-# Tested together: those of make env, which a test compares, and of its STACK=classic.
+# Tested together: those of make env, by its STACK, which a test compares.
 CURRENT = {
     'python': '3.11',
     'torch': '2.13.0',
@@ -19,13 +19,14 @@ CURRENT = {
     'numpy': '2.4.6',
 }
 CLASSIC = {**CURRENT, 'torch': '2.1.2', 'numpy': '1.26.4'}
+ONEDL = {**CURRENT, 'mmengine': '0.10.12', 'mmcv': '2.3.6', 'mmdet': '3.5.1'}
 
 
 def check_versions(installed: Mapping[str, str]) -> Iterator[Finding]:
     """Compare versions with those tested together, without build tags such as ``+cpu``."""
     names = ', '.join(f'{name} {version}' for name, version in installed.items())
     yield Finding('ok', 'versions', names)
-    other = min((_untested(installed, stack) for stack in (CURRENT, CLASSIC)), key=len)
+    other = min((_untested(installed, stack) for stack in (CURRENT, CLASSIC, ONEDL)), key=len)
     if other:
         yield Finding('warning', 'versions', f'not those tested together: {", ".join(other)}')
     else:

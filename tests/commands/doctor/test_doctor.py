@@ -21,7 +21,7 @@ from calkd_det import config_path
 from calkd_det.commands.doctor.finding import Finding, verdict
 from calkd_det.commands.doctor.quality import check_map, evaluate_boxes, read_validation_images
 from calkd_det.commands.doctor.teacher import check_classes, check_inputs
-from calkd_det.commands.doctor.versions import CLASSIC, CURRENT, check_versions
+from calkd_det.commands.doctor.versions import CLASSIC, CURRENT, ONEDL, check_versions
 from calkd_det.detectors.judgement import Judgement
 from calkd_det.measurement.held_out import HeldOutData, sha256_of
 from calkd_det.teachers.class_map import match_classes
@@ -284,22 +284,23 @@ def test_the_tested_versions_are_those_of_make_env() -> None:
     lines = (ROOT / 'requirements' / 'tested.txt').read_text().splitlines()
     makefile = (ROOT / 'Makefile').read_text()
     (python,) = re.findall(r'^PYTHON \?= python(\S+)', makefile, re.M)
-    for name, tested in (('current', CURRENT), ('classic', CLASSIC)):
-        stack = makefile.split(f'ifeq ($(STACK),{name})')[1].split('else ifeq')[0]
+    for name, tested in (('current', CURRENT), ('classic', CLASSIC), ('onedl', ONEDL)):
+        stack = makefile.split(f'ifeq ($(STACK),{name})')[1].split('\nelse')[0]
         own = ROOT / 'requirements' / f'{name}.txt'
         found = [*lines, *(own.read_text().splitlines() if own.is_file() else ())]
-        found += re.findall(r'(?:\?=| ) ?(\w+==\S+)', stack)
+        found += re.findall(r'(?:\?=| ) ?([\w-]+==\S+)', stack)
+        found = [line.replace('mmdetection', 'mmdet').removeprefix('onedl-') for line in found]
         pinned = dict(line.split('==') for line in found if '==' in line and line[0] != '#')
         assert {**pinned, 'python': python}.items() >= tested.items()
 
 
-@pytest.mark.parametrize('tested', [CURRENT, CLASSIC], ids=['current', 'classic'])
+@pytest.mark.parametrize('tested', [CURRENT, CLASSIC, ONEDL], ids=['current', 'classic', 'onedl'])
 def test_other_versions_are_a_warning(tested: dict[str, str]) -> None:
     same = {**tested, 'python': '3.11.9', 'torch': f'{tested["torch"]}+cu130'}
     assert [finding.mark for finding in check_versions(same)] == ['ok', 'ok']
-    *_, finding = check_versions({**same, 'mmcv': '2.1.1', 'python': '3.1'})
+    *_, finding = check_versions({**same, 'mmcv': '1.0.0', 'python': '3.1'})
     assert finding.mark == 'warning'
-    assert 'python 3.1 (tested: 3.11), mmcv 2.1.1 (tested: 2.1.0)' in finding.text
+    assert f'python 3.1 (tested: 3.11), mmcv 1.0.0 (tested: {tested["mmcv"]})' in finding.text
 
 
 def test_the_verdict_counts() -> None:
