@@ -6,6 +6,9 @@ import os
 import warnings
 from pathlib import Path
 
+# Before numpy and torch are imported: as many processes run tests as there are processors.
+os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = '1'
+
 import helpers
 import pytest
 import torch
