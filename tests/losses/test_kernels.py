@@ -171,7 +171,7 @@ def test_where_triton_cannot_compile_the_log_says_so_once(monkeypatch: pytest.Mo
         raise RuntimeError('Failed to find C compiler')
 
     said: list[str] = []
-    monkeypatch.setattr(maps, 'softmax_divergence', fail)
+    monkeypatch.setattr(maps, 'pkd_distance', fail)
     monkeypatch.setattr(kernels, 'DEVICES', ['cpu'])
     monkeypatch.setattr(kernels, 'print_log', lambda text, **_: said.append(text))
     kernels.triton_works.cache_clear()
