@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
@@ -22,7 +22,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, multiprocessing, nn
 
 from calkd_det import safe_loading
 
@@ -213,17 +213,16 @@ def process_context() -> BaseContext:
 def run_ranks(work: Callable[..., None], *args: Any) -> None:
     """Call ``work(rank, *args)`` in two processes."""
     method = process_context().get_start_method()
-    multiprocessing.start_processes(work, args, nprocs=2, start_method=method)
+    multiprocessing.start_processes(_run_rank, (work, args), nprocs=2, start_method=method)
 
 
-def leave_process_group() -> None:
-    """Destroy the process group, once no wrapped model of the caller is left.
-
-    A wrapped model that is freed last destroys the group with Python's lock held, and waits for
-    gloo's thread, which may wait for that lock.
-    """
-    gc.collect()
-    distributed.destroy_process_group()
+def _run_rank(rank: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    work(rank, *args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The process group is left to the system: whoever frees it with Python's lock held waits for
+    # gloo's thread, which may wait for that lock.
+    os._exit(0)
 
 
 def read_as_newer_torch(monkeypatch: pytest.MonkeyPatch, newer: bool) -> None:

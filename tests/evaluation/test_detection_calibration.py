@@ -311,7 +311,6 @@ def _evaluate_as_rank(rank: int, world_size: int, folder: str) -> None:
     evaluator.process(data_samples([images[index] for index in order]))
     figures = evaluator.evaluate(len(images))
     (root / f'figures{world_size}_{rank}.json').write_text(json.dumps(figures))
-    torch.distributed.destroy_process_group()
 
 
 def many_case() -> tuple[list[dict], list[ImageDetections]]:

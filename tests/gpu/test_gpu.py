@@ -186,8 +186,6 @@ def train_rank(rank: int, backend: str, cfg: ConfigDict, folder: Path) -> None:
     torch.save(
         {name: p.detach().cpu() for name, p in detector.named_parameters()}, folder / f'{rank}'
     )
-    del model
-    helpers.leave_process_group()
 
 
 @pytest.mark.parametrize('backend', ['nccl', 'gloo'])
@@ -197,7 +195,7 @@ def test_two_ranks_on_one_device(
     cfg = helpers.distilled_config(teacher_config, teacher[1])
     cfg.distillation = LOSSES
     try:
-        multiprocessing.spawn(train_rank, (backend, cfg, tmp_path), nprocs=2)
+        helpers.run_ranks(train_rank, backend, cfg, tmp_path)
     except multiprocessing.ProcessRaisedException as error:
         if backend == 'nccl' and 'Duplicate GPU' in str(error):
             pytest.skip('this NCCL takes one rank a device')

@@ -240,8 +240,6 @@ def train_half(rank: int, folder: Path) -> None:
         loss(model(features[rows]), *(value[rows] for value in others)).backward()
         gradients[weighting] = linear.weight.grad.clone()
     torch.save(gradients, folder / f'{rank}.pt')
-    del model
-    helpers.leave_process_group()
 
 
 @pytest.mark.slow

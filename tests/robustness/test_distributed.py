@@ -125,7 +125,6 @@ def work(rank: int, jobs: dict[str, tuple[Callable, ConfigDict]], folder: Path) 
     )
     results = {name: job(cfg, rank) for name, (job, cfg) in jobs.items()}
     torch.save(results, folder / f'{rank}.pt')
-    helpers.leave_process_group()
 
 
 @pytest.fixture(scope='module')

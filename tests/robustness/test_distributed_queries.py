@@ -75,8 +75,6 @@ def work(rank: int, cfg: ConfigDict, folder: Path) -> None:
         logs = train(model, detector, batch(counts[rank], seed=rank))
         results[name] = dict(logs=logs, state=detector.state_dict())
     torch.save(results, folder / f'{rank}.pt')
-    del model
-    helpers.leave_process_group()
 
 
 @pytest.fixture(scope='module')
