@@ -30,11 +30,12 @@ MMCV_CACHE = --cache-dir "$${XDG_CACHE_HOME:-$$HOME/.cache}/calkd-det/torch-$$($
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/oracles
 
-.PHONY: help demo study-smoke docs test test-quick test-gpu lint format env clean
+.PHONY: help demo study-smoke docs test tested test-quick test-gpu lint format env clean
 
 help:
 	@echo 'make demo   train a teacher and a student in four ways on the embedded data; report in work_dirs/demo'
 	@echo 'make test   lint and run every test; STACK=classic or onedl takes other versions'
+	@echo 'make tested  the same, and a row of its versions and outcomes for docs/install.md'
 	@echo 'make test-quick  a third of the tests, in a minute or two'
 	@echo 'make test-gpu  run the tests that need a CUDA device; name its torch by TORCH=...'
 	@echo 'make study-smoke  a study of four cells in minutes; report in work_dirs/study-smoke'
@@ -54,8 +55,14 @@ docs: $(READY)
 
 # The independent implementations are compared with on the current versions only.
 test: lint $(if $(filter current,$(STACK)),$(ORACLES)/.ready)
-	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile --no-loadscope-reorder
-	$(if $(filter current,$(STACK)),TRITON_INTERPRET=1 $(ORACLES)/bin/python -m pytest -m oracle)
+	$(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile \
+		--no-loadscope-reorder --junitxml=$(VENV)/tests.xml
+	$(if $(filter current,$(STACK)),TRITON_INTERPRET=1 $(ORACLES)/bin/python -m pytest -m oracle \
+		--junitxml=$(VENV)/oracles.xml)
+
+tested: test
+	$(VENV)/bin/python tests/tested_versions.py $(STACK) $(VENV)/tests.xml \
+		$(if $(filter current,$(STACK)),$(VENV)/oracles.xml)
 
 # Losses, teachers, evaluators, hooks and the order of imports: for the loop while developing.
 test-quick: $(READY)
