@@ -73,7 +73,7 @@ class Knowledge(ABC):
         """Return all values of the teacher's answer."""
 
     def for_teacher(self, name: str, columns: Tensor | None) -> Knowledge:
-        """Return this piece as the teacher is asked about it.
+        """Return this piece in the names and classes of the teacher.
 
         Args:
             name: The name of the teacher's part that answers.
@@ -180,7 +180,7 @@ class HeadAnswer:
     Attributes:
         logits: Class logits, float, shape (N, C + 1) or (N, C).
         boxes: What it predicts for the samples of the student's ``boxes``; None where these are
-            not asked.
+            not compared.
         answered: Which of the samples it has an answer for, bool, shape (N,); None for all. The
             others have any finite values and count with weight 0.
     """

@@ -124,7 +124,7 @@ class DistillationMixin:
 
     @property
     def knowledge_kinds(self) -> frozenset[Kind]:
-        """What the teacher is asked: the kinds of all losses that are switched on."""
+        """The kinds of knowledge that the losses which are switched on compare."""
         return frozenset(kind_of(loss) for loss in self.distillation.values() if loss.loss_weight)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs: Any) -> dict:

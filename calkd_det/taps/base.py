@@ -106,14 +106,14 @@ class Tap(ABC):
 
         Args:
             detector: A detector that the tap supports.
-            kinds: What it will be asked, some of :meth:`kinds`.
+            kinds: What losses compare, some of :meth:`kinds`.
         """
 
     def prepare(self, detector: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Add to a frozen detector's features what all its classifiers share.
 
         Args:
-            detector: The detector that is asked, after :meth:`keep`.
+            detector: The teacher, after :meth:`keep`.
             feats: Its feature maps of the batch, each (B, D, H, W).
 
         Returns:
@@ -125,10 +125,10 @@ class Tap(ABC):
     def answer(
         self, detector: nn.Module, feats: tuple[Tensor, ...], samples: HeadSamples
     ) -> HeadAnswer:
-        """Ask a detector about the samples of another detector.
+        """Predict with a detector for the samples of another detector.
 
         Args:
-            detector: The detector that is asked.
+            detector: The teacher.
             feats: Its features of the same batch, from :meth:`prepare`.
             samples: The samples of the other. Their ``locations`` and ``name`` are used. Where
                 they have ``boxes``, the ``rows`` of these and their ``labels`` are used as well;

@@ -39,7 +39,7 @@ class FeatureMapTap:
 
         Args:
             detector: A detector for which :func:`feature_source` finds a module.
-            kinds: Those that are asked.
+            kinds: What losses compare.
             data_samples: Annotations and meta information of each image of the batch.
 
         Returns:

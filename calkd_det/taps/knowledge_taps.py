@@ -27,11 +27,11 @@ class KnowledgeTaps:
     """The taps for some kinds of knowledge of one detector; each is used as one tap.
 
     Args:
-        kinds: What is asked.
-        head: The tap of the detector's head; None where only features are asked.
+        kinds: What losses compare.
+        head: The tap of the detector's head; None where losses compare features alone.
 
     Attributes:
-        features: The tap of the feature maps; None where they are not asked.
+        features: The tap of the feature maps; None where no loss compares them.
     """
 
     def __init__(self, kinds: frozenset[Kind], head: Tap | None) -> None:
@@ -75,7 +75,7 @@ class KnowledgeTaps:
     def answers(
         self, detector: nn.Module, feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]
     ) -> list[Answer]:
-        """Ask a detector what the student was asked.
+        """Predict for the samples of the student what the student predicted.
 
         Args:
             detector: The teacher, after :meth:`keep`.
@@ -100,7 +100,7 @@ def find_taps(detector: nn.Module, kinds: frozenset[Kind], key: str) -> Knowledg
 
     Args:
         detector: Any mmdet detector.
-        kinds: What will be asked.
+        kinds: What losses compare.
         key: How an error message names the detector, e.g. ``model``.
 
     Raises:

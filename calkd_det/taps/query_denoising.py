@@ -55,11 +55,11 @@ class DenoisingSamples(HeadSamples):
     locations: DenoisingLocations
 
     def for_teacher(self, name: str, columns: Tensor | None) -> DenoisingSamples:
-        asked = super().for_teacher(name, columns)
+        renamed = super().for_teacher(name, columns)
         if columns is None:
-            return asked
+            return renamed
         noised = replace(self.locations, labels=columns[self.locations.labels])
-        return replace(asked, locations=noised)
+        return replace(renamed, locations=noised)
 
 
 def add_denoising(

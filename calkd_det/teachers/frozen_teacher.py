@@ -153,7 +153,7 @@ class FrozenTeacher:
             student: The detector that will be distilled.
             student_classes: Its class names, None if unknown.
             train_dataset: The data set that it trains on, built or as a config; None if unknown.
-            kinds: What the teacher will be asked.
+            kinds: The kinds of knowledge that losses compare.
             initialise: Whether the student has its initial weights, so that parts of it can start
                 from the teacher's.
 

@@ -1,4 +1,4 @@
-"""The network of a teacher: a frozen detector that answers what a student was asked."""
+"""The network of a teacher: a frozen detector that predicts for the samples of a student."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRECISIONS = {
 
 
 class TeacherNetwork(nn.Module):
-    """A frozen detector that is asked about another detector's knowledge.
+    """A frozen detector that predicts what another detector predicted.
 
     Args:
         detector: The teacher's detector, its weights loaded, prepared by :func:`prepare_detector`.
@@ -82,7 +82,7 @@ class TeacherNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]) -> list[Any]:
-        """Answer what the student was asked.
+        """Predict for the samples of the student what the student predicted.
 
         Args:
             feats: Those of :meth:`extract_feat`, of the batch that the knowledge is of.
@@ -93,12 +93,12 @@ class TeacherNetwork(nn.Module):
             the student's classes, float32, of the shape of the student's.
         """
         columns = None if self.class_map is None else self.class_map.label_columns
-        asked = [
+        for_teacher = [
             piece.for_teacher(self.classifiers.get(piece.name, piece.name), columns)
             for piece in knowledge
         ]
         with self._autocast(feats[0].device.type):
-            answers = self.taps.answers(self.detector, feats, asked)
+            answers = self.taps.answers(self.detector, feats, for_teacher)
             return [
                 piece.calibrate(answer, self.calibrate) for piece, answer in zip(knowledge, answers)
             ]
@@ -127,7 +127,7 @@ class TeacherNetwork(nn.Module):
 
 
 def prepare_detector(detector: nn.Module, taps: KnowledgeTaps) -> nn.Module:
-    """Make a detector with its weights a frozen one that only answers what it will be asked.
+    """Freeze a detector with its weights, and keep what its taps need of it.
 
     Args:
         detector: On the CPU. It is changed in place.

@@ -1,4 +1,4 @@
-"""Check that a teacher can be asked what a student is asked."""
+"""Check that a teacher can predict what its student predicts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _DEFAULT_CHANNELS = 3
 def match_knowledge(
     student: nn.Module, student_taps: KnowledgeTaps, teacher: nn.Module, teacher_taps: KnowledgeTaps
 ) -> KnowledgeSizes:
-    """Check that a teacher can be asked what a student is asked.
+    """Check that a teacher can predict what its student predicts.
 
     Args:
         student: The student.
-        student_taps: Its taps, for the kinds of knowledge that are asked.
+        student_taps: Its taps, for the kinds of knowledge that losses compare.
         teacher: The teacher's whole detector.
         teacher_taps: Its taps, for the same kinds.
 
