@@ -169,7 +169,7 @@ class DistillationMixin:
     def distillation_losses(
         self, teacher_feats: tuple[Tensor, ...], knowledge: Sequence[Knowledge]
     ) -> dict[str, Tensor]:
-        """Ask the teacher, compare, and diagnose.
+        """Run the teacher, compare, and diagnose.
 
         Args:
             teacher_feats: The teacher's features of the batch.

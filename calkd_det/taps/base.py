@@ -141,7 +141,7 @@ class Tap(ABC):
     def answers(
         self, detector: nn.Module, feats: tuple[Tensor, ...], pieces: Sequence[HeadSamples]
     ) -> list[HeadAnswer]:
-        """Ask a detector about the samples of all classifiers of another detector.
+        """Predict with a detector for the samples of all classifiers of another.
 
         A tap whose classifiers share a forward of the detector overrides it, and runs that once.
 
