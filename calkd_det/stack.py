@@ -50,7 +50,7 @@ def check_stack() -> None:
             reason = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
             raise ImportError(
                 f"CalKD-Det cannot import '{module}' ({reason}). {install}. "
-                'The README lists versions that are tested together.'
+                'docs/install.md lists versions that were tested together.'
             ) from None
     import torch
 
