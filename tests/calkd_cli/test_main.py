@@ -269,9 +269,10 @@ def test_data_without_scikit_learn_are_refused_in_a_sentence(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_study_and_benchmark_do_without_scikit_learn(tmp_path: Path) -> None:
     write_mini_dataset(tmp_path / 'data', num_images=dict(train=8, calibration=4, val=4))
-    code = "sys.modules['sklearn'] = None"
-    done = calkd('study', config_path('studies/coco.py'), '--dry-run', cwd=tmp_path, code=code)
-    assert done.returncode == 0, done.stderr
+    code = f"""
+sys.modules['sklearn'] = None
+assert main(['study', {config_path('studies/coco.py')!r}, '--dry-run']) == 0
+"""
     words = ['--image-size', '64', '64', '--rounds=1', '--warm-up=0']
     words = ['benchmark', config_path(CALKD), *words, '--no-memory', '--threads=1']
     done = calkd(*words, cwd=tmp_path, code=code)
