@@ -62,8 +62,8 @@ def train(cfg: Config, data: Path, work_dir: Path, epochs: int) -> list[dict[str
 def test_a_student_comes_closer_to_its_teacher(name: str, data: Path, tmp_path: Path) -> None:
     cfg = Config.fromfile(config_path(f'mini/{name}.py'))
     teacher = Config.fromfile(cfg.model.teacher.config)
-    train(teacher, data, tmp_path / f'{name}-teacher', epochs=2)
-    cfg.model.teacher.checkpoint = str(tmp_path / f'{name}-teacher' / 'epoch_2.pth')
+    train(teacher, data, tmp_path / f'{name}-teacher', epochs=4)
+    cfg.model.teacher.checkpoint = str(tmp_path / f'{name}-teacher' / 'epoch_4.pth')
     distillation = cfg.model.distillation
     for loss in [distillation] if 'type' in distillation else distillation.values():
         if loss.type != 'KDLoss':
