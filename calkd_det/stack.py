@@ -6,14 +6,14 @@ import importlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-# Not in install_requires: the maintained forks install the same modules under other
-# distribution names, and pip would install both over each other.
 _NO_OPERATORS = (
     'mmcv has no operators for this torch (it is mmcv-lite, was built with MMCV_WITH_OPS=0, or for '
     'another torch). Remove it, pip uninstall mmcv mmcv-lite onedl-mmcv, then pip install '
     '--no-cache-dir '
 )
 _NOT_WHOLE = 'mmdet is there, but not all that it imports: pip install the package that has it'
+# Not in install_requires: the maintained forks install the same modules under other
+# distribution names, and pip would install both over each other.
 _INSTALL = {
     'torch': "pip install 'torch>=2.1'",
     'mmengine': 'pip install mmengine==0.10.7',
