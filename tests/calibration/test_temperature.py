@@ -117,7 +117,7 @@ def test_equals_probmetrics():
 
 def test_interval_covers_the_true_temperature():
     rng = np.random.default_rng(3)
-    repetitions, covered = 200, 0
+    repetitions, covered = 400, 0
     for _ in range(repetitions):
         accumulator = TemperatureAccumulator()
         accumulator.update(*draw(rng, 400, 4))

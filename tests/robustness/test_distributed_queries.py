@@ -80,14 +80,15 @@ def work(rank: int, cfg: ConfigDict, folder: Path) -> None:
 @pytest.fixture(scope='module')
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """A DINO taught classes and boxes, by matching and by denoising queries."""
-    import query_cases  # not by the ranks: they would read configs of the zoo for seconds
+    # Not by the ranks: they would read configs of the zoo for seconds.
+    import query_cases
+    from pairs import save
 
     student = query_cases.detector_config('DINO')
     student.backbone.norm_eval = True
     teacher = query_cases.detector_config('DINO', width=16, queries=16)
     checkpoint = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
-    meta = dict(dataset_meta=dict(classes=CLASSES))
-    torch.save(dict(meta=meta, state_dict=helpers.build(teacher, seed=1).state_dict()), checkpoint)
+    save(helpers.build(teacher, seed=1), checkpoint, CLASSES)
     student.type = 'CalKDDINO'
     student.teacher = dict(
         config=dict(model=teacher.to_dict()), checkpoint=str(checkpoint), denoising=True

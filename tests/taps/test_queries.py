@@ -191,14 +191,15 @@ def test_all_layers_and_denoising_queries_of_a_detector_that_teaches_itself(
             sample.gt_instances = sample.gt_instances[:count]
         losses = distillation_losses(helpers.loss(detector, data))
         assert losses.keys() == names
-        # Some versions round attention in eval mode otherwise than in training.
-        assert all(abs(float(value)) < 1e-5 for value in losses.values()), losses
+        # torch 2.1 and the forks round attention in eval mode otherwise than in training.
+        bound = 1e-5 if helpers.TORCH_2_1 or helpers.FORKED else 1e-6
+        assert all(abs(float(value)) < bound for value in losses.values()), losses
     assert len(runs) == 2 * 4
     with torch.no_grad():
         network.dn_query_generator.label_embedding.weight.add_(1)
     losses = distillation_losses(helpers.loss(detector, helpers.batch()))
-    assert losses['dn.loss_kd_cls'] > 1e-5
-    assert losses['loss_kd_cls'] < 1e-5
+    assert losses['dn.loss_kd_cls'] > 1e-6
+    assert losses['loss_kd_cls'] < 1e-6
 
 
 @pytest.mark.usefixtures('not_folded')

@@ -298,9 +298,9 @@ def test_the_tested_versions_are_those_of_make_env() -> None:
 def test_other_versions_are_a_warning(tested: dict[str, str]) -> None:
     same = {**tested, 'python': '3.11.9', 'torch': f'{tested["torch"]}+cu130'}
     assert [finding.mark for finding in check_versions(same)] == ['ok', 'ok']
-    *_, finding = check_versions({**same, 'mmcv': '1.0.0', 'python': '3.1'})
+    *_, finding = check_versions({**same, 'mmcv': '2.1.1', 'python': '3.1'})
     assert finding.mark == 'warning'
-    assert f'python 3.1 (tested: 3.11), mmcv 1.0.0 (tested: {tested["mmcv"]})' in finding.text
+    assert f'python 3.1 (tested: 3.11), mmcv 2.1.1 (tested: {tested["mmcv"]})' in finding.text
 
 
 def test_the_verdict_counts() -> None:

@@ -27,15 +27,17 @@ study = dict(
     teachers=[{**_base_.study.teachers[0], 'name': 't'}],
     cells=[
         dict(name='alone'),
+        dict(name='KD', temperature='fitted', **kd),
         dict(
-            name='KD',
+            name='bias',
             calibrator=dict(type='BackgroundBiasScaling', parameters='fitted'),
+            seeds=[0],
             **kd,
         ),
     ],
     question='Does it run?',
     primary=dict(of='KD', to='alone', metric='ECE on objects'),
-    comparisons=[dict(of='KD', to='alone')],
+    comparisons=[dict(of='KD', to='alone'), dict(of='bias', to='KD')],
     measure_students=True,
     figures=['paired', 'reliability'],
     reliability=['t'],
@@ -57,7 +59,7 @@ def test_a_study_survives_a_kill_and_makes_its_report(
         assert code == 0, said.out + said.err
         return said.out
 
-    assert study('--dry-run').endswith('5 runs: 0 done, 0 trained, 5 to do\n')
+    assert study('--dry-run').endswith('6 runs: 0 done, 0 trained, 6 to do\n')
 
     results = tmp_path / 'work_dirs' / 'study-smoke' / 'results.jsonl'
     process = subprocess.Popen(
@@ -69,7 +71,7 @@ def test_a_study_survives_a_kill_and_makes_its_report(
     said = []
     for line in process.stdout:
         said.append(line)
-        if line.startswith('[2/5]'):
+        if line.startswith('[2/6]'):
             break
     # While the third run trains: its log has begun.
     folder = results.parent
@@ -85,14 +87,14 @@ def test_a_study_survives_a_kill_and_makes_its_report(
     results.write_text('\n'.join(kept) + '\n' + kept[1][:40])
 
     said = study('--jobs', '2')
-    assert '2 of 5 runs are done; 3 to do, 2 at a time' in said
+    assert '2 of 6 runs are done; 4 to do, 2 at a time' in said
     lines = results.read_text().splitlines()
     assert lines[:2] == kept
     rows = [json.loads(line) for line in lines]
     assert Counter(row['hash'] for row in rows).most_common(1)[0][1] == 1
     runs = Counter((row['kind'], row['name'], row['seed']) for row in rows)
     students = {('student', name, seed) for name in ('alone', 'KD') for seed in (0, 1)}
-    assert set(runs) == {('teacher', 't', 0), *students}
+    assert set(runs) == {('teacher', 't', 0), *students, ('student', 'bias', 0)}
     assert 'nothing to do' in study()
 
     # The same seed: the same weights at the start, the same images in the same order.
@@ -112,8 +114,10 @@ def test_a_study_survives_a_kill_and_makes_its_report(
     teacher = next(row for row in rows if row['kind'] == 'teacher')
     held_out = teacher['calibration']['held_out']
     assert (held_out['images'], teacher['calibration']['training']['images']) == (8, 8)
-    taught = next(row for row in rows if row['name'] == 'KD')
-    assert set(taught['teacher']['calibrator']) == {'temperature', 'bias'}
+    fitted = next(row for row in rows if row['name'] == 'KD')
+    assert fitted['teacher']['T'] == held_out['temperature']
+    bias = next(row for row in rows if row['name'] == 'bias')
+    assert set(bias['teacher']['calibrator']) == {'temperature', 'bias'}
     for row in rows:
         if row['kind'] == 'student':
             measured = row['classifier']
@@ -130,7 +134,7 @@ def test_a_study_survives_a_kill_and_makes_its_report(
     before = [path.read_bytes() for path in files]
     page = next(path for path in files if path.suffix == '.md').read_text('utf-8')
     assert all(f'<!-- begin smoke {part} -->' in page for part in PARTS)
-    assert '4 of 4 student runs' in page
+    assert '5 of 5 student runs' in page
     assert '**Primary comparison**, by ECE on objects: ' in page
     study('--report')
     assert [path.read_bytes() for path in files] == before

@@ -20,6 +20,9 @@ def test_the_demo_trains_reports_and_does_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert main([*WORDS, '--report-only', *SMALL]) == 1
+    assert 'run the demo without --report-only' in capsys.readouterr().err
+
     first = subprocess.run(
         [sys.executable, '-m', 'calkd_cli', *WORDS, *SMALL], capture_output=True, text=True
     )
@@ -45,5 +48,6 @@ def test_the_demo_trains_reports_and_does_nothing_twice(
     assert (folder / 'report.md').read_text('utf-8') == text
 
     assert main([*WORDS, *SMALL[:-1], '9']) == 1
-    told = capsys.readouterr().err.strip().split('\n')[-1]
+    told = capsys.readouterr().err
     assert told.startswith('error: ')
+    assert told.count('\n') == 1
