@@ -208,7 +208,13 @@ def switch_off_fast_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def process_context() -> BaseContext:
-    """For processes that are forked from one which has imported the libraries and done no more."""
+    """For processes that are forked from one which has imported the libraries and done no more.
+
+    Where there is a GPU they import the libraries themselves: mmcv asks for the GPU at its import,
+    and a process that is forked after that cannot use it.
+    """
+    if torch.cuda.is_available():
+        return multiprocessing.get_context('spawn')
     multiprocessing.set_forkserver_preload(['mmdet.models', 'mmdet.datasets', 'calkd_det'])
     return multiprocessing.get_context('forkserver')
 

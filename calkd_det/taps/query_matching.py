@@ -5,23 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from calkd_det.knowledge import Activation
+from calkd_det.taps.assignment import EXCLUDED, NON_FINITE, assign
 
 # Weights of scores, L1 distance and GIoU, those of DETR's own assigner and of DETRDistill.
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
 # Weights of the cross-entropy of masks and of Dice beside them, as in Mask2Former's own assigner.
 MASK_COST, DICE_COST = 2.5, 2.5
-# Cost of a pair in which a value is not finite. It is above that of any other pair.
-_NON_FINITE = 1e6
-# Cost of a pair that is no match.
-_EXCLUDED = 1e9
 
 
 @dataclass(frozen=True)
@@ -108,10 +103,10 @@ def match_queries(student: Predicted, teacher: Predicted, activation: Activation
         Index of the teacher's query, int64, shape (B, Q), on the device of the student's logits;
         -1 for a query without one.
     """
-    costs = matching_costs(student, teacher, activation).nan_to_num(_NON_FINITE, _NON_FINITE)
+    costs = matching_costs(student, teacher, activation).nan_to_num(NON_FINITE, NON_FINITE)
     for queries, dim in ((student, 2), (teacher, 1)):
         if queries.counted is not None:
-            costs = costs.masked_fill(~queries.counted.unsqueeze(dim), _EXCLUDED)
+            costs = costs.masked_fill(~queries.counted.unsqueeze(dim), EXCLUDED)
     return assign(costs).to(student.logits.device, non_blocking=True)
 
 
@@ -139,20 +134,3 @@ def matching_costs(student: Predicted, teacher: Predicted, activation: Activatio
         else:
             likelihood = logits.log_softmax(dim=2) @ targets.softmax(dim=2).transpose(1, 2)
         return -CLASS_COST * likelihood + student.place_costs(teacher)
-
-
-def assign(costs: Tensor) -> Tensor:
-    """Assign columns to rows by the Hungarian method.
-
-    Args:
-        costs: Float, shape (B, Q, Q').
-
-    Returns:
-        The column of each row, int64, shape (B, Q), on the CPU; -1 for a row without one.
-    """
-    matches = np.full(costs.shape[:2], -1)
-    for own, cost in zip(matches, costs.cpu().numpy()):
-        rows, columns = linear_sum_assignment(cost)
-        kept = cost[rows, columns] < _EXCLUDED
-        own[rows[kept]] = columns[kept]
-    return torch.from_numpy(matches)

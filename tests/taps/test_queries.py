@@ -111,7 +111,7 @@ def test_the_host_waits_once_for_the_costs_of_a_batch(monkeypatch: pytest.Monkey
     cpu = Tensor.cpu
     monkeypatch.setattr(Tensor, 'cpu', lambda self: waits.append(self.shape) or cpu(self))
     match_queries(random_queries(5, seed=1, images=3), random_queries(4, 2, images=3), 'sigmoid')
-    assert waits == [(3, 5, 4)]
+    assert len(waits) == 1
 
 
 # Recording and answers
