@@ -43,6 +43,10 @@ def train(cfg: Config, data: Path, work_dir: Path, epochs: int) -> list[dict[str
     loader = cfg.train_dataloader
     loader.update(batch_size=4, num_workers=0, persistent_workers=False)
     loader.dataset.data_root = f'{data}/'
+    for step in loader.dataset.pipeline:
+        # A YOLOX does not find enough in smaller images within these steps.
+        if step.type == 'RandomResize' and 'YOLOX' not in cfg.model.type:
+            step.scale = [(64, 64), (96, 96)]
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.train_cfg.max_epochs = epochs

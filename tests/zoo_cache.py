@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
-from mmengine.config import Config, utils
+from mmengine.config import Config, config, utils
 from mmengine.hub import hub
 
 ZOO = Path(mmdet.__file__).absolute().parent / '.mim'
@@ -31,9 +31,11 @@ def _read_config(filename: str, *args: Any, **kwargs: Any) -> tuple[dict, str, d
 def read_zoo_once() -> None:
     """Make mmengine read the zoo's index, and each of its configs, once in this process.
 
-    It reads a hundred files of the index for each name in the zoo, and a config's bases for each
-    config. None of these files changes while tests run.
+    It reads a hundred files of the index for each name in the zoo, a config's bases for each
+    config, and the list of all installed packages for each name. None of it changes while tests
+    run.
     """
+    config.is_installed = functools.cache(config.is_installed)
     utils.load = functools.cache(utils.load)
     hub.install_package = functools.cache(hub.install_package)
     Config._file2dict = staticmethod(_read_config)

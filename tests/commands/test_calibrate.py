@@ -235,6 +235,7 @@ def test_end_to_end(
     assert same['temperature'] == content['temperature']
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_the_training_data_are_a_warning(
     tool: ModuleType, files: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +247,7 @@ def test_the_training_data_are_a_warning(
     assert 'the same as' in content['warnings'][0]
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_more_images_than_there_are_is_all(
     tool: ModuleType, files: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

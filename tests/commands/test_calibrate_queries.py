@@ -103,6 +103,7 @@ def test_the_tool_fits_all_queries_and_shows_both_parts(
         assert (out / f'reliability_{part}.png').is_file()
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_part_whose_temperature_stops_at_a_bound_is_no_warning(
     tool: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_lists_the_calibrators_that_fit_the_head() -> None:
         (PlattScaling(1.0, [-3.0, 0.0, 2.0]), 'sigmoid', 'PlattScaling per class'),
     ],
 )
+@pytest.mark.usefixtures('undrawn')
 def test_recommends_what_the_labels_were_drawn_with(
     right: Calibrator, activation: str, name: str, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_calibrated_teacher_keeps_the_identity(activation: str) -> None:
     assert kept >= 57
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_the_file_has_every_fit_beside_the_present_keys(tmp_path: Path) -> None:
     right = BetaScaling(0.5, 2.0, -1.0)
     report = analyse({'distillation': stored(right, 'sigmoid')}, ABOUT)
@@ -163,6 +165,7 @@ def test_the_file_has_every_fit_beside_the_present_keys(tmp_path: Path) -> None:
     assert set(beta['held_out']['score_gap']) == {'0.05', '0.5'}
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_bias_is_read_from_the_file(tmp_path: Path) -> None:
     report = analyse({'distillation': stored(BackgroundBiasScaling(1.0, 2.0), 'softmax')}, ABOUT)
     path = write_report(report, tmp_path)[0]

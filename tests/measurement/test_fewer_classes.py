@@ -179,6 +179,7 @@ def test_temperature_and_figures_are_those_of_the_training(
     assert 'The images label 5 of the 10 classes of the teacher' in text
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_parameters_of_each_class_are_the_teachers(
     teacher: tuple[str, Config, Path], root: Path, few_background: None, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def block(page: Path, name: str) -> str:
     return page.read_text('utf-8').split(begin)[1].split(end)[0].strip()
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_changed_row_changes_the_first_screen(tmp_path: Path) -> None:
     """The answer of a primary comparison is of the rows, on the page on evidence too."""
     results = tmp_path / 'results.jsonl'

@@ -79,6 +79,7 @@ def test_the_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     assert 'device: abacus' in runs
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_difference_is_claimed_only_where_its_corrected_p_value_allows_it(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     made_up.write_rows(study, GAINS, noise=0.003)
@@ -112,6 +113,7 @@ def test_the_same_rows_give_the_same_files_again(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in files} == before
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_nothing_but_the_rows_is_read(tmp_path: Path) -> None:
     study = made_up.study(
         tmp_path, student=dict(name='small', config='gone.py'), results=str(tmp_path / 'r.jsonl')
@@ -122,6 +124,7 @@ def test_nothing_but_the_rows_is_read(tmp_path: Path) -> None:
     assert '35 of 35' in block(study, 'runs')
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_an_unfinished_study_says_so_and_pairs_what_is_there(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     made_up.write_rows(study, GAINS)
@@ -132,6 +135,7 @@ def test_an_unfinished_study_says_so_and_pairs_what_is_there(tmp_path: Path) -> 
     assert cells(block(study, 'tables'), 'calibrated, T = 1 − alone')[3] == '4 of 4'
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_prose_around_the_blocks_is_kept(tmp_path: Path) -> None:
     study = made_up.study(tmp_path, page=str(tmp_path / 'page.md'))
     marks = [f'<!-- begin made-up {part} --><!-- end made-up {part} -->' for part in PARTS]
@@ -175,6 +179,7 @@ def test_only_what_the_study_compares_is_shown_in_the_figure_of_temperatures(
     assert not other.shown
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_students_are_averaged_over_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
     """Else a teacher would gain by the luck of a seed that the others have not run yet."""
     study = across_study(tmp_path, 6)
@@ -204,6 +209,7 @@ def test_fitted_parameters_are_in_the_table(tmp_path: Path) -> None:
     assert shown == 'PlattScaling, a = 0.50, b = −1.50 to 2.00'
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_two_seeds_claim_nothing(tmp_path: Path) -> None:
     study = made_up.study(tmp_path, seeds=[0, 1], figures=['paired'])
     made_up.write_rows(study, GAINS, noise=0)
@@ -216,6 +222,7 @@ def test_two_seeds_claim_nothing(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_two_studies_on_one_page(tmp_path: Path) -> None:
     page = str(tmp_path / 'page.md')
     studies = [made_up.study(tmp_path, page=page, name=name) for name in ('one', 'two')]
@@ -225,6 +232,7 @@ def test_two_studies_on_one_page(tmp_path: Path) -> None:
     assert '35 of 35' in block(studies[1], 'runs')
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_rows_of_an_earlier_config_are_left_out(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     old = made_up.student_row('alone', 0, 0.9, base='old')
@@ -243,6 +251,7 @@ def test_rows_of_an_earlier_config_are_left_out(tmp_path: Path) -> None:
     assert '2 rows of an earlier config are left out' in block(study, 'runs')
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_teacher_of_two_rows_is_known_by_its_students_alone(tmp_path: Path) -> None:
     study = made_up.study(tmp_path)
     for digest, value in (('one', 0.3), ('other', 0.4)):
@@ -318,6 +327,7 @@ def test_too_few_teachers_get_no_line(tmp_path: Path) -> None:
     assert '**' not in answer.replace('**Unfinished: 4 of 20 student runs.**', '')
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_every_number_of_the_page_is_in_the_rows_or_follows(tmp_path: Path) -> None:
     """One student's mAP is changed, and the page with it: nothing is kept from elsewhere."""
     study = made_up.study(tmp_path)
