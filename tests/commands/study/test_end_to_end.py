@@ -46,6 +46,7 @@ study = dict(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('forked_jobs')  # those after the kill
 def test_a_study_survives_a_kill_and_makes_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
