@@ -52,7 +52,7 @@ def _least(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prices_pay(costs: Tensor) -> bool:
-    """Return whether :func:`column_prices` save more time than they take."""
+    """Return whether :func:`column_prices` saves more time than it takes."""
     _, rows, columns = costs.shape
     return costs.is_cuda and rows == columns >= _PRICED_FROM
 

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-_DETECTORS: WeakValueDictionary[tuple[str, str], nn.Module] = WeakValueDictionary()
+_DETECTORS: WeakValueDictionary[tuple[str, str | None], nn.Module] = WeakValueDictionary()
 
 
 def share_detector(detector: nn.Module, key: str) -> nn.Module:
@@ -26,12 +26,18 @@ def share_detector(detector: nn.Module, key: str) -> nn.Module:
         A detector whose tensors equal those of ``detector``, bit for bit. A shared detector that
         was changed after it was prepared is not returned.
     """
-    content = digest(map(tensor_bytes, detector.state_dict().values()))
+    content = content_of(detector)
     shared = _DETECTORS.get((key, content))
-    if shared is not None and content == digest(map(tensor_bytes, shared.state_dict().values())):
+    if shared is not None and content == content_of(shared):
         return shared
     _DETECTORS[key, content] = detector
     return detector
+
+
+def content_of(detector: nn.Module) -> str | None:
+    """Return a digest of all tensors, or None where one of them is on the meta device."""
+    tensors = detector.state_dict().values()
+    return None if any(x.is_meta for x in tensors) else digest(map(tensor_bytes, tensors))
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -157,3 +157,13 @@ def test_a_network_that_nobody_holds_is_freed() -> None:
     assert share_detector(twin, 'a key of its own') is layer
     del layer
     assert share_detector(twin, 'a key of its own') is twin
+
+
+def test_a_network_on_the_meta_device_is_not_shared(
+    teacher_config: ConfigDict, teacher: Teacher
+) -> None:
+    cfg = helpers.distilled_config(teacher_config, teacher[1])
+    first = build(cfg)
+    first.teacher.network.detector.to('meta')
+    second = build(cfg)
+    assert not any(tensor.is_meta for tensor in second.teacher.network.state_dict().values())
