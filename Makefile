@@ -56,7 +56,7 @@ docs: $(READY)
 PYTEST = $(VENV)/bin/python -m pytest -m 'not oracle' --numprocesses auto --dist loadfile \
 	--no-loadscope-reorder --junitxml=$(VENV)/tests.xml
 PYTEST_ORACLES = TRITON_INTERPRET=1 $(ORACLES)/bin/python -m pytest -m oracle \
-	--junitxml=$(VENV)/oracles.xml
+	--junitxml=$(VENV)/oracles.xml $$(grep -rl --include='test_*.py' mark.oracle tests)
 
 # The independent implementations are compared with on the current versions only, beside the other
 # tests. What that run says comes after theirs.
