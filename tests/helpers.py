@@ -215,7 +215,9 @@ def process_context() -> BaseContext:
     """
     if torch.cuda.is_available():
         return multiprocessing.get_context('spawn')
-    multiprocessing.set_forkserver_preload(['mmdet.models', 'mmdet.datasets', 'calkd_det'])
+    # torch's optimizers import its compiler.
+    modules = ['mmdet.models', 'mmdet.datasets', 'calkd_det', 'torch._dynamo']
+    multiprocessing.set_forkserver_preload(modules)
     return multiprocessing.get_context('forkserver')
 
 

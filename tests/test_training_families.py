@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
+def teachers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Trains the teacher of a config, once, and returns its checkpoint."""
+
+    @cache
+    def trained(config: str) -> str:
+        folder = tmp_path_factory.mktemp(Path(config).stem)
+        train(Config.fromfile(config), data, folder, epochs=4)
+        return str(folder / 'epoch_4.pth')
+
+    return trained
+
+
+@pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('mini')
     write_mini_dataset(folder, num_images=dict(train=24, calibration=1, val=1), image_size=96)
@@ -52,6 +67,7 @@ def train(cfg: Config, data: Path, work_dir: Path, epochs: int) -> list[dict[str
     cfg.train_cfg.max_epochs = epochs
     cfg.param_scheduler = None  # no warm-up longer than the training
     cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.interval = epochs
     cfg.work_dir = str(work_dir)
     cfg.randomness = dict(seed=0)
     cfg.experiment_name = work_dir.name
@@ -63,11 +79,11 @@ def train(cfg: Config, data: Path, work_dir: Path, epochs: int) -> list[dict[str
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_a_student_comes_closer_to_its_teacher(name: str, data: Path, tmp_path: Path) -> None:
+def test_a_student_comes_closer_to_its_teacher(
+    name: str, data: Path, teachers: Callable[[str], str], tmp_path: Path
+) -> None:
     cfg = Config.fromfile(config_path(f'mini/{name}.py'))
-    teacher = Config.fromfile(cfg.model.teacher.config)
-    train(teacher, data, tmp_path / f'{name}-teacher', epochs=4)
-    cfg.model.teacher.checkpoint = str(tmp_path / f'{name}-teacher' / 'epoch_4.pth')
+    cfg.model.teacher.checkpoint = teachers(cfg.model.teacher.config)
     distillation = cfg.model.distillation
     for loss in [distillation] if 'type' in distillation else distillation.values():
         if loss.type != 'KDLoss':

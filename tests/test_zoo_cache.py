@@ -8,6 +8,8 @@ import zoo_cache
 from mmengine.config import Config
 from mmengine.hub import get_config
 
+from calkd_det import config_path
+
 NAME = 'mmdet::htc/htc_r50_fpn_1x_coco.py'
 
 
@@ -17,6 +19,16 @@ def test_a_config_of_the_zoo_is_read_as_by_mmengine() -> None:
     assert found._cfg_dict == Config(cfg_dict)._cfg_dict
     assert found.pretty_text == Config(cfg_dict).pretty_text
     assert (found.text, found.env_variables) == (text, env_variables)
+
+
+def test_a_config_of_this_project_is_read_as_by_mmengine() -> None:
+    path = config_path('studies/smoke.py')
+    cfg_dict, text, _ = zoo_cache._file2dict(path)
+    for _ in range(2):
+        found = Config.fromfile(path)
+        assert found._cfg_dict == Config(cfg_dict)._cfg_dict
+        assert found.text == text
+        found.study.clear()
 
 
 def test_changes_stay_with_who_made_them() -> None:

@@ -1,4 +1,4 @@
-"""mmdet's model zoo, read once a test session."""
+"""mmdet's model zoo and this project's configs, read once a test session."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mmengine.config import Config, config, utils
 from mmengine.hub import hub
 
 ZOO = Path(mmdet.__file__).absolute().parent / '.mim'
+OWN = Path(__file__).absolute().parents[1]
+ROOTS = (ZOO, OWN / 'configs', OWN / 'calkd_det' / '.mim')
 _file2dict = Config._file2dict
 
 
@@ -23,7 +25,7 @@ def _pickled_config(filename: str, *args: Any, **kwargs: Any) -> bytes:
 def _read_config(filename: str, *args: Any, **kwargs: Any) -> tuple[dict, str, dict]:
     """Read a config as mmengine does; each caller gets a copy of its own."""
     path = Path(filename).expanduser().absolute()
-    if ZOO not in path.parents or not path.is_file():
+    if not (path.is_file() and any(root in path.parents for root in ROOTS)):
         return _file2dict(filename, *args, **kwargs)
     return pickle.loads(_pickled_config(str(path), *args, **kwargs))
 
@@ -32,8 +34,8 @@ def read_zoo_once() -> None:
     """Make mmengine read the zoo's index, and each of its configs, once in this process.
 
     It reads a hundred files of the index for each name in the zoo, a config's bases for each
-    config, and the list of all installed packages for each name. None of it changes while tests
-    run.
+    config, also of this project's, and the list of all installed packages for each name. None of
+    it changes while tests run.
     """
     config.is_installed = functools.cache(config.is_installed)
     utils.load = functools.cache(utils.load)
