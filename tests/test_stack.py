@@ -100,6 +100,7 @@ def test_a_numpy_that_torch_was_not_built_for(tmp_path: Path) -> None:
 
 
 def test_torch_2_0(tmp_path: Path) -> None:
-    code = f'import torch, mmdet, mmcv.ops\ndel torch.compiler\n{IMPORT}'
-    line = import_error(tmp_path, {}, code)
-    assert 'CalKD-Det needs torch >= 2.1' in line
+    whole = ('mmdet/datasets.py', 'mmdet/models.py')
+    modules = {**dict.fromkeys((*EMPTY, *whole), ''), 'torch.py': "__version__ = '2.0.1'"}
+    line = import_error(tmp_path, modules)
+    assert 'CalKD-Det needs torch >= 2.1, but this is 2.0.1' in line
