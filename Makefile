@@ -63,6 +63,7 @@ PYTEST_ORACLES = TRITON_INTERPRET=1 $(ORACLES)/bin/python -m pytest -m oracle \
 ifeq ($(STACK),current)
 test: lint $(ORACLES)/.ready
 	@$(PYTEST_ORACLES) > $(VENV)/oracles.log 2>&1 & oracles=$$!; \
+	trap "kill $$oracles" INT TERM; \
 	$(PYTEST); failed=$$?; \
 	wait $$oracles || failed=1; \
 	cat $(VENV)/oracles.log; exit $$failed
