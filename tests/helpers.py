@@ -36,7 +36,7 @@ ResNet.arch_settings = {**ResNet.arch_settings, SMALL_RESNET: (BasicBlock, (1, 1
 # It lacks some of what the current torch has.
 TORCH_2_1 = torch.__version__.startswith('2.1.')
 # The maintained forks' mmdet does not check the version of mmcv.
-FORKED = not hasattr(mmdet, 'mmcv_maximum_version')
+ONEDL = not hasattr(mmdet, 'mmcv_maximum_version')
 
 
 def load_tool(name: str, folder: str = 'tools') -> ModuleType:

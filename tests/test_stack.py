@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import FORKED
+from helpers import ONEDL
 
 ROOT = Path(__file__).parents[1]
 IMPORT = 'import calkd_det'
@@ -45,7 +45,7 @@ def test_mmcv_without_operators(tmp_path: Path) -> None:
     line = import_error(tmp_path, modules)
     assert "cannot import 'mmcv.ops'" in line
     assert 'mmcv-lite' in line
-    mmcv = 'onedl-mmcv==2.3.6' if FORKED else 'mmcv==2.1.0'
+    mmcv = 'onedl-mmcv==2.3.6' if ONEDL else 'mmcv==2.1.0'
     assert f'pip install --no-cache-dir {mmcv}' in line
 
 
@@ -80,7 +80,7 @@ def test_the_forks_are_named_where_one_is_installed(
     assert install in import_error(tmp_path, modules)
 
 
-@pytest.mark.skipif(FORKED, reason='this mmdet takes every mmcv')
+@pytest.mark.skipif(ONEDL, reason='this mmdet takes every mmcv')
 def test_mmcv_that_mmdet_does_not_take(tmp_path: Path) -> None:
     code = f'import mmcv; mmcv.__version__ = "2.2.0"\n{IMPORT}'
     line = import_error(tmp_path, {}, code)

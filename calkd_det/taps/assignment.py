@@ -35,20 +35,16 @@ def assign(costs: Tensor) -> Tensor:
     Returns:
         The column of each row, int64, shape (B, Q), on the CPU; -1 for a row without one.
     """
-    _, rows, columns = costs.shape
-    prices = column_prices(costs) if prices_pay(costs) else costs.new_zeros(len(costs), columns)
-    matrices = torch.cat([prices[:, None], costs], dim=1).cpu().numpy()
-    matches = np.full((len(costs), rows), -1)
+    if prices_pay(costs):  # in float64, where they change nothing but the time
+        costs = costs.double() - column_prices(costs)[:, None]
+    matrices = costs.cpu().numpy()
+    matches = np.full(matrices.shape[:2], -1)
     with ThreadPoolExecutor() as threads:
-        for own, matrix, found in zip(matches, matrices, threads.map(_least, matrices)):
-            kept = matrix[1:][found] < EXCLUDED
-            own[found[0][kept]] = found[1][kept]
+        found = threads.map(linear_sum_assignment, matrices)
+        for own, cost, (rows, columns) in zip(matches, matrices, found):
+            kept = cost[rows, columns] < EXCLUDED / 2  # far above all others, with a price too
+            own[rows[kept]] = columns[kept]
     return torch.from_numpy(matches)
-
-
-def _least(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # In float64 the prices change nothing but the time.
-    return linear_sum_assignment(matrix[1:].astype(np.float64) - matrix[0])
 
 
 def prices_pay(costs: Tensor) -> bool:
